@@ -1,0 +1,70 @@
+# make help lists the targets. Everything runs inside .venv; nothing else on the machine is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PROFILE ?= cpu
+CORES ?= all
+UV := uv==0.13.8
+BIN := .venv/bin
+
+.PHONY: help setup book test lab preview refresh compare claims bench lint unit nbval book-check lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  PROFILE=smoke|cpu|gpu|paper where it applies (default cpu)"
+
+setup: .venv/.ready  ## make .venv with the locked versions
+
+.venv/.ready: requirements.lock pyproject.toml
+	@python=$$(for p in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done || true); \
+	if [ -z "$$python" ]; then echo "no Python 3.11 to 3.13 found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; fi; \
+	if [ ! -x $(BIN)/uv ]; then echo "making .venv with $$($$python --version)"; rm -rf .venv; $$python -m venv .venv; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'; fi
+	@echo "installing the locked versions (several GB the first time)"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+book: .venv/.ready  ## run every notebook that is not up to date, build the book
+	@$(BIN)/python -m tools.run --profile $(PROFILE) --cores $(CORES)
+
+preview: .venv/.ready  ## build the book from the committed outputs; runs no experiment
+	@$(BIN)/python -m tools.book --committed
+
+lab: .venv/.ready  ## JupyterLab, notebooks paired with their .py files
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+refresh: .venv/.ready  ## take a finished run's notebooks, figures and results into the tree
+	@$(BIN)/python -m tools.refresh --profile $(PROFILE)
+
+compare: .venv/.ready  ## claims and numbers that changed between the committed results and the latest run
+	@$(BIN)/python -m tools.compare --profile $(PROFILE)
+
+claims: .venv/.ready  ## one line a claim: id, profile, verdict, expected, measured, n
+	@$(BIN)/python -m tools.list_claims --profile $(PROFILE)
+
+bench: .venv/.ready  ## timings: training loop, notebooks, memory
+	@$(BIN)/python -m tools.bench
+
+test: lint unit nbval book-check  ## everything that is checked, in minutes
+
+lint: .venv/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: .venv/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/test_book.py tests
+
+nbval: .venv/.ready
+	@$(BIN)/python -m tools.prepare_nbval
+	@OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout 120 \
+	  -p no:cacheprovider -n 2 --dist loadscope runs/nbval/notebooks
+
+book-check: .venv/.ready
+	@$(BIN)/python -m tools.book --committed
+	@BOOK_HTML=runs/preview/book/_build/html $(BIN)/python -m pytest -q tests/test_book.py
+
+lock: .venv/.ready  ## resolve pyproject.toml into requirements.lock again
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header \
+	  --no-annotate --group dev pyproject.toml -o requirements.lock

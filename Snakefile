@@ -1,0 +1,65 @@
+"""The DAG: one papermill job a notebook, then the book. Run through `make book`; options in tools/run.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir)))
+from tools.notebooks import NEEDS, claims_digest, lib_modules, names
+
+PROFILE = config["profile"]
+RUN = f"runs/{PROFILE}"
+GPU = int(PROFILE in ("gpu", "paper"))
+
+rule all:
+    input:
+        f"{RUN}/book/_build/html/index.html",
+
+
+for name in names():
+
+    rule:
+        name:
+            f"notebook_{name}"
+        input:
+            source=f"notebooks/{name}.py",
+            parameters=f"notebooks/profiles/{PROFILE}/{name}.yaml",
+            modules=lib_modules(name),
+            needs=[f"{RUN}/results/{other}.json" for other in NEEDS.get(name, [])],
+        output:
+            notebook=f"{RUN}/notebooks/{name}.ipynb",
+            results=f"{RUN}/results/{name}.json",
+        params:
+            name=name,
+            profile=PROFILE,
+            claims=claims_digest(name),
+        log:
+            f"{RUN}/logs/{name}.log",
+        threads: 1
+        # What others wait for starts first.
+        priority: int(any(name in needed for needed in NEEDS.values()))
+        resources:
+            gpu=GPU,
+        message:
+            f"{name} ({PROFILE})"
+        shell:
+            "{sys.executable} -m tools.execute {params.name} --profile {params.profile} >{log} 2>&1"
+
+
+rule book:
+    input:
+        notebooks=expand(f"{RUN}/notebooks/{{name}}.ipynb", name=names()),
+        results=expand(f"{RUN}/results/{{name}}.json", name=names()),
+        pages=[str(path) for path in Path("book").rglob("*") if path.is_file() and "__pycache__" not in path.parts],
+        modules=[str(path) for path in Path("lib").glob("*.py")],
+        claims="claims.yaml",
+        builder="tools/book.py",
+    params:
+        profile=PROFILE,
+    output:
+        f"{RUN}/book/_build/html/index.html",
+    log:
+        f"{RUN}/logs/book.log",
+    message:
+        f"the book ({PROFILE})"
+    shell:
+        "{sys.executable} -m tools.book --profile {params.profile} >{log} 2>&1"

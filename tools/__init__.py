@@ -1,0 +1,1 @@
+"""What the Makefile runs: the DAG, the book, and the care of results."""

@@ -1,0 +1,75 @@
+"""Execute one notebook at one profile with papermill; a failed one is kept with its traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+import jupytext
+import nbformat
+import papermill
+import yaml
+from jupytext.combine import combine_inputs_with_outputs
+from papermill.exceptions import PapermillExecutionError
+
+from tools.notebooks import NOTEBOOKS, ROOT
+
+
+def read_source(name: str) -> nbformat.NotebookNode:
+    """Return the notebook of `NAME.py`, with the cell ids of the paired `NAME.ipynb` and without outputs."""
+    notebook = jupytext.read(NOTEBOOKS / f"{name}.py")
+    paired = NOTEBOOKS / f"{name}.ipynb"
+    if paired.exists():
+        notebook = combine_inputs_with_outputs(notebook, nbformat.read(paired, as_version=4), fmt="py:percent")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    return notebook
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop papermill's bookkeeping (paths, times of day) and hide the injected parameters from the book."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
+    return notebook
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--profile", default="cpu")
+    arguments = parser.parse_args()
+    run = ROOT / "runs" / arguments.profile
+    failed = run / "failed"
+    prepared, output = run / "work" / f"{arguments.name}.in.ipynb", run / "work" / f"{arguments.name}.ipynb"
+    final = run / "notebooks" / f"{arguments.name}.ipynb"
+    for folder in (failed, prepared.parent, final.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(read_source(arguments.name), prepared)
+    parameters = yaml.safe_load((NOTEBOOKS / "profiles" / arguments.profile / f"{arguments.name}.yaml").read_text())
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars have no place in a stored notebook
+    if arguments.profile in ("smoke", "cpu"):
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    logging.getLogger("papermill.translators").setLevel(logging.ERROR)
+    try:
+        papermill.execute_notebook(str(prepared), str(output), parameters, kernel_name="python3", progress_bar=False)
+    except PapermillExecutionError as error:
+        kept = failed / f"{arguments.name}.ipynb"
+        output.replace(kept)
+        reason = f"{arguments.name}: {error.ename}: {error.evalue}; with its traceback in {kept.relative_to(ROOT)}"
+        (failed / f"{arguments.name}.txt").write_text(reason + "\n", encoding="utf-8")
+        print(reason, file=sys.stderr)
+        return 1
+    nbformat.write(tidy(nbformat.read(output, as_version=4)), output)
+    output.replace(final)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

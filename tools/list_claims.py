@@ -1,0 +1,30 @@
+"""One line a claim on stdout: id, profile, verdict, expected, measured, n (tab separated)."""
+
+from __future__ import annotations
+
+import argparse
+
+from lib import claims
+from lib.record import read_results
+from tools.notebooks import ROOT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="cpu")
+    profile = parser.parse_args().profile
+    folders = (ROOT / "results" / profile, ROOT / "runs" / profile / "results")  # a newer run wins
+    files = {path.name: path for folder in folders for path in sorted(folder.glob("*.json"))}
+    judged = {key: value for path in files.values() for key, value in read_results(path)["claims"].items()}
+    print("\t".join(("id", "profile", "verdict", "expected", "measured", "n")))
+    for key, entry in claims.load(ROOT / "claims.yaml").items():
+        if key in judged:
+            first = judged[key]["checks"][0]
+            row = (key, profile, judged[key]["verdict"], claims.rule_text(first), first["text"], str(first["n"]))
+        else:
+            row = (key, profile, "not tested here", str(entry["expected"]), "-", "0")
+        print("\t".join(row))
+
+
+if __name__ == "__main__":
+    main()

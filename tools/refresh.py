@@ -1,0 +1,52 @@
+"""Take a finished run's notebooks, figures and results into the tree, ready to be committed."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+
+import nbformat
+
+from lib.record import read_results
+from tools.notebooks import NOTEBOOKS, ROOT, names
+
+
+def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop the injected parameters, so that the stored notebook has the cells of its `.py`."""
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="cpu")
+    profile = parser.parse_args().profile
+    run = ROOT / "runs" / profile
+    finished = [name for name in names() if (run / "results" / f"{name}.json").exists()]
+    if not finished:
+        sys.exit(f"no finished notebook under runs/{profile}; run `make book PROFILE={profile}` first")
+    (ROOT / "results" / profile).mkdir(parents=True, exist_ok=True)
+    for name in finished:
+        results = read_results(run / "results" / f"{name}.json")
+        shutil.copy2(run / "results" / f"{name}.json", ROOT / "results" / profile / f"{name}.json")
+        if profile == "cpu":  # the tree shows the notebooks and figures of the default profile
+            stored = nbformat.read(run / "notebooks" / f"{name}.ipynb", as_version=4)
+            nbformat.write(committed_form(stored), NOTEBOOKS / f"{name}.ipynb")
+            _replace_figures(name, results["figures"], run / "figures")
+        print(
+            f"{name}: results{', notebook, figures' if profile == 'cpu' else ''} of {results['provenance']['finished']}"
+        )
+
+
+def _replace_figures(name, figures, folder) -> None:
+    for old in (ROOT / "figures").glob(f"{name}-*"):
+        old.unlink()
+    (ROOT / "figures").mkdir(exist_ok=True)
+    for figure in figures.values():
+        for file in figure["files"]:
+            shutil.copy2(folder / file, ROOT / "figures" / file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Run the DAG with Snakemake, show progress, and say in one line where the book is or which notebook failed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("smoke", "cpu", "gpu", "paper")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--cores", default="all", help="number of cores, or all")
+    parser.add_argument(
+        "--gpus", type=int, default=int(os.environ.get("GPUS", "1")), help="notebooks on GPUs at a time"
+    )
+    arguments = parser.parse_args()
+    if arguments.profile not in PROFILES:
+        sys.exit(f"PROFILE: '{arguments.profile}' given; one of {', '.join(PROFILES)}")
+    run = ROOT / "runs" / arguments.profile
+    shutil.rmtree(run / "failed", ignore_errors=True)
+    command = [
+        *(sys.executable, "-m", "snakemake", "--cores", str(arguments.cores), "--keep-going", "--rerun-incomplete"),
+        *("--rerun-triggers", "mtime", "input", "params", "--quiet", "rules", "host", "reason"),
+        *("--resources", f"gpu={arguments.gpus}", "--config", f"profile={arguments.profile}"),
+    ]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    for path in sorted((run / "failed").glob("*.txt")):
+        print(f"failed: {path.read_text(encoding='utf-8').strip()}", file=sys.stderr)
+    index = run / "book" / "_build" / "html" / "index.html"
+    if code == 0:
+        print(f"the book: {index.relative_to(ROOT)}")
+    else:
+        print(
+            f"not built: see runs/{arguments.profile}/logs; `make book` resumes with what is missing", file=sys.stderr
+        )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
