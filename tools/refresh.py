@@ -9,6 +9,7 @@ import sys
 import nbformat
 
 from lib.record import read_results
+from tools import readme
 from tools.notebooks import NOTEBOOKS, ROOT, names
 
 
@@ -37,6 +38,8 @@ def main() -> None:
         print(
             f"{name}: results{', notebook, figures' if profile == 'cpu' else ''} of {results['provenance']['finished']}"
         )
+    if profile == "cpu":
+        readme.main()
 
 
 def _replace_figures(name, figures, folder) -> None:

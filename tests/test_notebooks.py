@@ -1,0 +1,98 @@
+"""Each notebook tells one story in one form, its two files agree, and its profiles name real parameters."""
+
+import ast
+import re
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+from lib.record import ROOT
+from tools.notebooks import NOTEBOOKS, claims_of, names
+
+HEADINGS = ["Question", "Claim", "Method", "Result", "Limits"]
+LONGEST_CELL = 12
+NAMES = names()
+
+
+def source(name):
+    return jupytext.read(NOTEBOOKS / f"{name}.py")
+
+
+def stored(name):
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def code(name):
+    return [cell for cell in source(name).cells if cell.cell_type == "code"]
+
+
+def parameters(name):
+    tree = ast.parse(code(name)[0].source)
+    return {node.target.id: node for node in tree.body if isinstance(node, ast.AnnAssign)}
+
+
+def test_there_are_notebooks():
+    assert {"00_start", "10_rdmd_2d", "20_ant_2d", "30_sdft_weights", "40_dds_gaussian", "60_finetune"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_form(name):
+    text = "\n".join(cell.source for cell in source(name).cells if cell.cell_type == "markdown")
+    assert re.findall(r"^# (?!#)", text, flags=re.M) == ["# "]
+    assert re.findall(r"^## (.+)$", text, flags=re.M) == HEADINGS
+    cells = code(name)
+    assert cells[0].metadata.get("tags") == ["parameters"]
+    assert f'record.start("{name}", globals())' in cells[1].source
+    assert "run.finish()" in cells[-1].source
+    long = [cell.source for cell in cells[1:] if len(cell.source.splitlines()) > LONGEST_CELL]
+    assert not long, f"cells above {LONGEST_CELL} lines belong in lib: {long}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_is_judged_once(name):
+    judged = re.findall(r'run\.claim\(\s*"(\w+)"', "\n".join(cell.source for cell in code(name)))
+    assert sorted(judged) == sorted(claims_of(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
+def test_profiles_name_real_parameters_and_only_what_differs(name, profile):
+    values = yaml.safe_load((NOTEBOOKS / "profiles" / profile / f"{name}.yaml").read_text(encoding="utf-8"))
+    declared = parameters(name)
+    assert values["profile"] == profile
+    assert set(values) <= set(declared)
+    defaults = {key: ast.literal_eval(node.value) for key, node in declared.items()}
+    same = [key for key, value in values.items() if key != "profile" and value == defaults[key]]
+    assert not same, f"equal to the default, so to be left out: {same}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_files_of_the_pair_agree(name):
+    py, ipynb = source(name), stored(name)
+    assert [(c.cell_type, c.source) for c in py.cells] == [(c.cell_type, c.source) for c in ipynb.cells]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_outputs_are_complete_and_in_order(name):
+    cells = [cell for cell in stored(name).cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    counts = [cell.execution_count for cell in cells]
+    assert counts == sorted(counts)
+    checked = [cell for cell in cells if cell.source.startswith("# NBVAL_CHECK_OUTPUT")]
+    assert checked, "no cell for nbval to compare"
+    assert all(cell.outputs for cell in checked), "a compared cell without stored output compares nothing"
+    assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_and_figures_are_committed_with_the_notebook(name):
+    import json
+
+    results = json.loads((ROOT / "results" / "cpu" / f"{name}.json").read_text(encoding="utf-8"))
+    for figure in results["figures"].values():
+        for file in figure["files"]:
+            assert (ROOT / "figures" / file).exists()
+    declared = {key: ast.literal_eval(node.value) for key, node in parameters(name).items() if key != "out"}
+    assert results["parameters"] == declared, "the committed results are not those of the default parameters"
