@@ -33,7 +33,7 @@ PAPER = {"light": "#ffffff", "dark": "#14181e"}
 SLIDER_COLOURS = 96
 
 
-def style(mode: str) -> dict[str, Any]:
+def style(mode: str) -> dict[Any, Any]:
     """Return the matplotlib settings of the `light` or `dark` version."""
     ink, paper = INK[mode], PAPER[mode]
     return {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import diffusion, sdft
+from lib import diffusion, nets, sdft
 from lib.parameters import UserError
 
 
@@ -175,3 +175,66 @@ def test_bad_batches_are_refused_by_name(schedule, batch, name, change):
 def test_weight_refuses_a_negative_gamma(schedule):
     with pytest.raises(UserError, match=r"^gamma: -1"):
         sdft.weight(schedule, -1)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return nets.small_unet(size=8, channels=(16, 32))
+
+
+def run_three_steps(unet, seed=0, **terms):
+    images = torch.linspace(-1, 1, 5 * 64).view(5, 1, 8, 8)
+    seen = []
+    student, history = sdft.finetune(
+        unet,
+        diffusion.linear(),
+        images,
+        steps=3,
+        batch=4,
+        lr=1e-3,
+        seed=seed,
+        on_step=lambda i, net: seen.append(i),
+        progress=False,
+        **terms,
+    )
+    return student, history, seen
+
+
+def test_finetune_moves_the_student_and_leaves_the_source(unet):
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    student, history, seen = run_three_steps(unet)
+    assert seen == [1, 2, 3]
+    assert set(history.values) == {"simple", "distill", "aux"}
+    assert history.values["distill"][0] == history.values["aux"][0] == 0  # the student begins as the source
+    assert history.values["distill"][2] > 0
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    assert not torch.equal(student.conv_out.weight, unet.conv_out.weight)
+    assert not student.training
+
+
+def test_finetune_is_paired_and_repeatable(unet):
+    naive = run_three_steps(unet, lambda_distill=0, lambda_aux=0)[1]
+    ours, again, other_seed = (run_three_steps(unet, seed=seed)[1] for seed in (0, 0, 1))
+    assert naive.values["simple"][0] == ours.values["simple"][0]  # same images, timesteps and noises in every arm
+    assert ours.values == again.values
+    assert ours.values["simple"] != other_seed.values["simple"]
+
+
+def test_a_large_lambda_holds_the_student_near_the_source(unet):
+    x, t = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((8,), 950)
+    nets_moved = [run_three_steps(unet, lambda_distill=factor, lambda_aux=factor)[0] for factor in (0, 100)]
+    with torch.no_grad():
+        moved = [(net(x, t).sample - unet(x, t).sample).square().mean() for net in nets_moved]
+    assert moved[1] < moved[0]
+
+
+def test_gain_at_equal_realism_of_two_straight_curves():
+    ours = torch.tensor([[0.9, 0.5], [0.5, 0.9]])  # agreement 1.4 - realism
+    other = torch.tensor([[0.3, 0.9], [0.7, 0.5], [0.8, 0.4]])  # agreement 1.2 - realism
+    assert sdft.gain_at_equal_realism(ours, other) == pytest.approx(0.2, abs=1e-6)
+    assert sdft.gain_at_equal_realism(other, ours) == pytest.approx(-0.2, abs=1e-6)
+
+
+def test_gain_at_equal_realism_without_common_realism_is_not_a_number():
+    assert math.isnan(sdft.gain_at_equal_realism(torch.tensor([[0.1, 1.0]]), torch.tensor([[0.5, 0.5], [0.6, 0.4]])))

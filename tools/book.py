@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from lib.record import UserError, read_results  # noqa: E402
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
+WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^(\w+Error|Could not import|No module)\b")
 PROGRESS = re.compile(r"^\s*(.*:\s*)?\d*%?\|")  # the plain text of a tqdm bar
 
 
@@ -66,29 +68,32 @@ def build(sources: Sources) -> Path:
     UserError
         A notebook or its results are missing or failed, or the build gave a warning or an error.
     """
-    stage(sources)
+    removed = stage(sources)
     page = sources.built / "_build" / "html" / "index.html"
+    # Pages of sources that are gone, and source listings with links of an older build, would be kept.
+    shutil.rmtree(sources.built / "_build" if removed else page.parent / "_modules", ignore_errors=True)
     tool = Path(sys.executable).parent / "jupyter-book"
     command = [str(tool), "build", str(sources.staged), "--path-output", str(sources.built), "-W", "-n", "--keep-going"]
     log = sources.built / "build.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    log.write_text(output, encoding="utf-8")
-    warnings = [line for line in output.splitlines() if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8"))
+    warnings = [line for line in output.splitlines() if WARNING.search(line)]
     if done.returncode or warnings or not page.exists():
         # A page that was read with a warning would not warn again: forget what was read.
-        shutil.rmtree(sources.built / "_build" / ".doctrees", ignore_errors=True)
+        shutil.rmtree(sources.built / "_build", ignore_errors=True)
         lines = warnings or output.splitlines()[-15:]
         shown = "\n".join(line.replace(f"{sources.staged}/", "") for line in lines)
         raise UserError(f"the build failed, full output in {log.relative_to(ROOT)}:\n{shown}")
     return page
 
 
-def stage(sources: Sources) -> None:
-    """Bring `book-src` up to date: pages, notebooks, API pages, figures and one data file; remove what is gone."""
+def stage(sources: Sources) -> bool:
+    """Bring `book-src` up to date: pages, notebooks, API pages, figures, one data file; True if something is gone."""
     names = notebook_names()
-    results = {name: result for name in names if (result := find_results(sources, name))}
+    results = {name: find_results(sources, name) for name in names}
     files: dict[str, bytes | Path] = {
         str(path.relative_to(ROOT / "book")): path
         for path in sorted((ROOT / "book").rglob("*"))
@@ -102,9 +107,11 @@ def stage(sources: Sources) -> None:
     files["_data/companion.json"] = companion_data(sources, results)
     for name, content in files.items():
         write_if_changed(sources.staged / name, content)
-    for path in sorted(sources.staged.rglob("*"), reverse=True):
-        if path.is_file() and str(path.relative_to(sources.staged)) not in files:
-            path.unlink()
+    staged = [path for path in sources.staged.rglob("*") if path.is_file() and not SKIPPED & set(path.parts)]
+    gone = [path for path in staged if str(path.relative_to(sources.staged)) not in files]
+    for path in gone:
+        path.unlink()
+    return bool(gone)
 
 
 def write_if_changed(path: Path, content: bytes | Path) -> None:
@@ -154,7 +161,10 @@ def executed_notebook(sources: Sources, name: str) -> bytes:
     failed = [output for cell in code for output in cell["outputs"] if output["output_type"] == "error"]
     if failed:
         where = path.relative_to(ROOT)
-        raise UserError(f"notebook {where} stopped with {failed[0]['ename']}: {failed[0]['evalue']}; mend it, then run `{sources.command}`")
+        raise UserError(
+            f"notebook {where} stopped with {failed[0]['ename']}: {failed[0]['evalue']}; "
+            f"mend it, then run `{sources.command}`"
+        )
     if not any(cell["outputs"] for cell in code):
         raise UserError(f"notebook {path.relative_to(ROOT)} has no outputs; run `{sources.command}`")
     for cell in code:
@@ -176,7 +186,11 @@ def keep_used_widgets(notebook: dict[str, Any]) -> None:
     kind = "application/vnd.jupyter.widget-state+json"
     state = notebook["metadata"].get("widgets", {}).get(kind, {}).get("state", {})
     views = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    shown = {view["application/vnd.jupyter.widget-view+json"]["model_id"] for view in views if "application/vnd.jupyter.widget-view+json" in view}
+    shown = {
+        view["application/vnd.jupyter.widget-view+json"]["model_id"]
+        for view in views
+        if "application/vnd.jupyter.widget-view+json" in view
+    }
     used = reachable(state, shown)
     links = {key for key, model in state.items() if model["model_name"] in ("LinkModel", "DirectionalLinkModel")}
     used |= reachable(state, {key for key in links if reachable(state, {key}) & used - {key}})
@@ -202,11 +216,10 @@ def api_pages() -> dict[str, bytes]:
     modules = sorted(path.stem for path in (ROOT / "lib").glob("*.py") if path.stem != "__init__")
     pages = {}
     for name in modules:
-        text = f"# `lib.{name}`\n\n```{{eval-rst}}\n.. automodule:: lib.{name}\n   :members:\n```\n"
-        pages[f"api/{name}.md"] = text.encode()
+        directive = f".. automodule:: lib.{name}\n   :members:\n   :ignore-module-all:"
+        pages[f"api/lib_{name}.md"] = f"# `lib.{name}`\n\n```{{eval-rst}}\n{directive}\n```\n".encode()
     index = (ROOT / "book" / "api" / "index.md").read_text(encoding="utf-8")
-    rows = "\n".join(f"- [`lib.{name}`]({name}.md): {first_line(name)}" for name in modules)
-    tree = "\n".join(modules)
+    rows = "\n".join(f"- [`lib.{name}`](lib_{name}.md): {first_line(name)}" for name in modules)
     pages["api/index.md"] = index.replace("<!-- modules -->", rows).encode()
     return pages
 

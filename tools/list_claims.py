@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 from lib import claims
 from lib.record import read_results
@@ -10,6 +11,7 @@ from tools.notebooks import ROOT
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make claims | head` ends quietly
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="cpu")
     profile = parser.parse_args().profile

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 # A notebook that loads what another one trained.
-NEEDS = {"30_sdft_weights": ["50_source"], "60_finetune": ["50_source"]}
+NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", "60_finetune")}
 
 
 def names() -> list[str]:

@@ -1,0 +1,218 @@
+"""The source model of the image runs: a DDPM (Ho et al. 2020) of printed digits, trained once and kept as a folder.
+
+The folder has diffusers' layout, so ``DDPMPipeline.from_pretrained(folder)`` and
+``UNet2DModel.from_pretrained(folder, subfolder="unet")`` load it too. It holds the averaged (EMA) weights.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from lib import data, diffusion, metrics
+from lib.diffusion import Schedule
+from lib.nets import eps_model, small_unet
+from lib.parameters import UserError
+from lib.record import write_atomic
+from lib.train import train
+
+T = TypeVar("T")
+Device = torch.device | str
+SETTINGS = "training.json"  # what an artefact was trained with
+WARMUP, CLIP = 100, 1.0  # steps of rising learning rate; largest norm of a gradient
+
+
+def source_model(
+    folder: Path,
+    size: int = 16,
+    channels: Sequence[int] = (16, 32, 64),
+    steps: int = 1600,
+    batch: int = 32,
+    lr: float = 2e-3,
+    ema: float = 0.995,
+    seed: int = 0,
+    device: Device = "cpu",
+    progress: bool = True,
+) -> tuple[UNet2DModel, Schedule]:
+    """Load the source model in `folder`, or train it there if it is missing or was trained with other settings.
+
+    Training keeps a checkpoint every 200 steps beside the folder and continues from it. The folder appears at the end,
+    complete, by one rename; a second process that wants the same folder waits and then loads it.
+
+    Raises
+    ------
+    UserError
+        The folder holds something that cannot be read; it cannot be written; training failed.
+    """
+    settings = {"size": size, "channels": list(channels), "steps": steps, "batch": batch, "lr": lr, "ema": ema}
+    settings["seed"] = seed
+
+    def make(checkpoints: Path, target: Path) -> None:
+        unet = _train(checkpoints, settings, device, progress)
+        scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+        DDPMPipeline(unet.cpu(), scheduler).save_pretrained(target)
+
+    _artefact(Path(folder), settings, make)
+    return load(folder, device)
+
+
+def classifier(
+    folder: Path, size: int = 16, steps: int = 400, seed: int = 0, device: Device = "cpu", progress: bool = True
+) -> metrics.Classifier:
+    """Load the digit-and-domain classifier in `folder`, or train it there, as `source_model` does.
+
+    Raises
+    ------
+    UserError
+        The folder holds something that cannot be read, or it cannot be written.
+    """
+
+    def make(checkpoints: Path, target: Path) -> None:
+        trained = metrics.train_classifier(size, steps, seed=seed, device=device, folder=checkpoints, progress=progress)
+        metrics.save_classifier(trained, target / "model.safetensors")
+
+    _artefact(Path(folder), {"size": size, "steps": steps, "seed": seed}, make)
+    return load_classifier(folder, device)
+
+
+def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Schedule]:
+    """Load a model and its noise schedule from a folder of diffusers' pipeline layout.
+
+    Raises
+    ------
+    UserError
+        The folder or one of its files is missing or damaged, or weights do not have the shapes of the config.
+    """
+    folder = Path(folder)
+    for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"source model {folder}: {name} is missing; run 50_source first, or name another folder")
+    try:
+        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, use_safetensors=True)
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    except Exception as error:  # the libraries report a damaged file in many ways
+        text = str(error)
+        shape = "size mismatch" in text or "ignore_mismatched_sizes" in text or "shape" in text
+        why = "weights have other shapes than unet/config.json says" if shape else "a file is truncated or damaged"
+        raise UserError(f"source model {folder}: {why}; delete the folder and run 50_source again") from None
+    return unet.to(device, memory_format=torch.channels_last).eval(), diffusion.from_diffusers(scheduler)
+
+
+def load_classifier(folder: Path | str, device: Device = "cpu") -> metrics.Classifier:
+    """Load the classifier that `classifier` left in `folder`; errors as in `lib.metrics.load_classifier`."""
+    return metrics.load_classifier(Path(folder) / "model.safetensors", device)
+
+
+def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int = 0, steps: int = 40, batch: int = 250) -> Tensor:
+    """Draw n images (n, c, size, size) by deterministic DDIM; the noise depends on `n` and `seed` alone."""
+    channels, side = unet.config["in_channels"], unet.config["sample_size"]
+    noise = torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    model = eps_model(unet)
+    parts = [diffusion.sample_ddim(model, schedule, x.to(unet.device), steps=steps) for x in noise.split(batch)]
+    return torch.cat(parts).cpu()
+
+
+def _train(checkpoints: Path, settings: dict[str, Any], device: Device, progress: bool) -> UNet2DModel:
+    """Train on the training part of the printed digits; returns the model with its averaged weights."""
+    size, steps, batch = settings["size"], settings["steps"], settings["batch"]
+    images = data.split(data.printed(size))[0].images
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        unet = small_unet(size, settings["channels"]).to(device, memory_format=torch.channels_last)
+    model, schedule = eps_model(unet), diffusion.linear()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, steps))
+
+    def sample(generator: torch.Generator) -> list[Tensor]:
+        x0 = images[torch.randint(len(images), (batch,), generator=generator)]
+        t = torch.randint(schedule.T, (batch,), generator=generator)
+        return [part.to(device) for part in (x0, t, torch.randn(x0.shape, generator=generator))]
+
+    def step(drawn: list[Tensor]) -> dict[str, Tensor]:
+        x0, t, eps = drawn
+        loss = (model(schedule.add_noise(x0, eps, t), t) - eps).square().mean()  # Ho et al. 2020, Eq. 14
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), CLIP)
+        optimizer.step()
+        decay.step()
+        return {"loss": loss.detach()}
+
+    history = train(
+        step,
+        sample,
+        {"unet": unet},
+        {"unet": optimizer, "decay": decay},
+        steps,
+        seed=settings["seed"],
+        ema={"unet": settings["ema"]},
+        folder=checkpoints,
+        save_every=200,
+        progress=progress,
+        parameters=settings,
+    )
+    unet.load_state_dict(history.ema["unet"])
+    return unet.to(memory_format=torch.contiguous_format)
+
+
+def _rate(i: int, steps: int) -> float:
+    """Learning rate as a share of the full one: linear warm-up, then half a cosine down to a twentieth."""
+    return min(1.0, (i + 1) / WARMUP) * (0.05 + 0.95 * (1 + math.cos(math.pi * min(i / max(steps, 1), 1))) / 2)
+
+
+def _artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
+    """See that `folder` exists and was made with `settings`; else ``make(checkpoints, target)`` and put it in place."""
+    with _alone(folder):
+        if _made_with(folder, settings):
+            return
+        checkpoints = folder.with_name(f".{folder.name}.training")
+        if _made_with(checkpoints, settings) is False:  # of a run with other settings, stopped half-way
+            shutil.rmtree(checkpoints)
+        write_atomic(checkpoints / SETTINGS, json.dumps(settings))
+        target = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            make(checkpoints, target)
+            write_atomic(target / SETTINGS, json.dumps(settings, indent=1))
+            target.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            target.rename(folder)
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _made_with(folder: Path, settings: dict[str, Any]) -> bool | None:
+    """Whether the artefact in `folder` was made with `settings`; None if there is no such folder."""
+    if not folder.exists():
+        return None
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8")) == settings
+    except (OSError, json.JSONDecodeError):
+        text = f"{folder}: {SETTINGS} is missing or damaged, so this folder was not made here"
+        raise UserError(f"{text}; load it by `load`, delete it, or name another folder") from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, so that of two processes one trains and the other waits."""
+    path = folder.with_name(f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
+        yield

@@ -1,0 +1,413 @@
+"""Every page of the built book in headless Chromium, served from this machine: what a reader would stumble over.
+
+The book is the one in BOOK_HTML, else the newest below runs/, else one built from the outputs in the tree or
+from a smoke run. Without Chromium the browser tests are skipped; REQUIRE_BROWSER=1 makes that a failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import html.parser
+import http.server
+import json
+import os
+import re
+import shutil
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+
+# ---------------------------------------------------------------------------------------------- without a built book
+
+
+def toc_files() -> set[str]:
+    text = json.dumps(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+    return set(re.findall(r'"(?:file|root)": "([^"]+)"', text))
+
+
+def test_every_notebook_and_page_is_in_the_toc():
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.py")}
+    pages = {str(path.relative_to(BOOK).with_suffix("")) for path in BOOK.rglob("*.md") if "_static" not in path.parts}
+    assert toc_files() == notebooks | pages
+
+
+def test_config_names_no_other_host():
+    for name in ("_config.yml", "_static/custom.css", "_static/companion.js"):
+        assert not re.search(r"https?://", (BOOK / name).read_text(encoding="utf-8")), name
+
+
+def test_vendored_scripts_keep_their_licences():
+    for folder in sorted(path for path in (BOOK / "_static" / "vendor").iterdir() if path.is_dir()):
+        assert list(folder.glob("*.js")), folder
+        assert (folder / "LICENSE").stat().st_size > 500, folder
+
+
+def test_pages_use_numbers_and_claims_that_exist():
+    entries = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.py")}
+    for page in sorted(BOOK.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"^```\{claim\} (\w+)", text, flags=re.MULTILINE)) <= set(entries), page.name
+        assert set(re.findall(r'num\["(\w+)"\]', text)) <= notebooks, page.name
+
+
+# ------------------------------------------------------------------------------------------------- the built book
+
+
+@pytest.fixture(scope="session")
+def book() -> Path:
+    """Return the folder of the built pages."""
+    if "BOOK_HTML" in os.environ:
+        folder = (ROOT / os.environ["BOOK_HTML"]).resolve()
+        assert (folder / "index.html").exists(), f"BOOK_HTML: no index.html in {folder}"
+        return folder
+    built = sorted(ROOT.glob("runs/*/book/_build/html/index.html"), key=lambda path: path.stat().st_mtime)
+    if built:
+        return built[-1].parent
+    how = ["--committed"] if (ROOT / "results" / "cpu").exists() else ["--profile", "smoke"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.book", *how], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1]).parent
+
+
+class Page(html.parser.HTMLParser):
+    """Collects of one page: ids, links, images without alt text, the number of h1, and the text a reader sees."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.name = path.name
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.bare_images: list[str] = []
+        self.h1 = self.article = 0
+        self.text: list[str] = []
+        self.inside: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.links += [found[key] for key in ("href", "src") if found.get(key)]
+        self.article += tag == "article"
+        # The theme repeats the title outside the article, for printing.
+        self.h1 += tag == "h1" and (self.article > 0 or self.name == "search.html")
+        if tag == "img" and not (found.get("alt") or "").strip():
+            self.bare_images.append((found.get("src") or "")[:80])
+        if tag in ("script", "style", "pre", "code"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.article -= tag == "article"
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.inside:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="session")
+def pages(book: Path) -> dict[str, Page]:
+    """Return every page, by its path below the book's folder."""
+    files = [path for path in sorted(book.rglob("*.html")) if "_static" not in path.parts]
+    return {str(path.relative_to(book)): Page(path) for path in files}
+
+
+def test_the_book_has_the_pages_of_the_toc(pages: dict[str, Page]):
+    assert {f"{name}.html" for name in toc_files()} <= set(pages)
+    modules = {path.stem for path in (ROOT / "lib").glob("*.py") if path.stem != "__init__"}
+    assert {f"api/lib_{name}.html" for name in modules} <= set(pages)
+
+
+def test_every_internal_link_resolves(book: Path, pages: dict[str, Page]):
+    broken = []
+    for name, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link.startswith(("#", "data:")):
+                target, fragment = name, parts.fragment if link.startswith("#") else ""
+            else:
+                target, fragment = unquote(urljoin(f"/{name}", parts.path))[1:] or "index.html", parts.fragment
+            fragment = unquote(fragment)
+            exists = (book / target).exists()
+            if not exists or (fragment and target in pages and fragment not in pages[target].ids):
+                broken.append(f"{name}: {link}")
+    assert not broken
+
+
+def test_one_title_and_no_raw_markup(pages: dict[str, Page]):
+    assert {name: page.h1 for name, page in pages.items() if page.h1 != 1} == {}
+    left = {
+        name: re.findall(r"\{\{.{0,40}|\{py:\w+\}.{0,40}|\{claim\}", "".join(page.text)) for name, page in pages.items()
+    }
+    assert {name: found for name, found in left.items() if found} == {}
+
+
+def test_every_image_has_alt_text(pages: dict[str, Page]):
+    assert {name: page.bare_images for name, page in pages.items() if page.bare_images} == {}
+
+
+def test_no_script_or_style_from_another_host(book: Path):
+    pattern = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"'](?:https?:)?//[^\"']+")
+    found = {path.name: pattern.findall(path.read_text(encoding="utf-8")) for path in book.rglob("*.html")}
+    assert {name: tags for name, tags in found.items() if tags} == {}
+
+
+def test_scorecard_lists_every_claim(pages: dict[str, Page]):
+    entries = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
+    assert {f"claim-{claim_id.lower()}" for claim_id in entries} <= pages["scorecard.html"].ids
+
+
+# -------------------------------------------------------------------------------------------------- in the browser
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves the book without a log."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Answers several requests at a time."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+
+@pytest.fixture(scope="session")
+def address(book: Path):
+    """Serve the book on this machine."""
+    with Server(("127.0.0.1", 0), functools.partial(Quiet, directory=str(book))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def find_chromium() -> str | None:
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Start headless Chromium."""
+    path = find_chromium()
+    if path is None:
+        message = "no Chromium found; install the package chromium, or name the program in CHROMIUM"
+        if os.environ.get("REQUIRE_BROWSER") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        program = play.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield program
+        program.close()
+
+
+class Visit:
+    """A page of the browser with everything it asked for and said since it was last opened."""
+
+    def __init__(self, browser, address: str) -> None:
+        self.address, self.errors = address, []
+        self.context = browser.new_context(viewport=DESK, color_scheme="light")
+        self.page = page = self.context.new_page()
+        page.on("console", lambda m: self.errors.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
+        page.on("requestfailed", lambda r: self.errors.append(f"failed: {r.url[:120]}"))
+        page.on("response", lambda r: self.errors.append(f"{r.status}: {r.url[:120]}") if r.status >= 400 else None)
+        page.on("request", lambda r: self._check_host(r.url))
+
+    def _check_host(self, url: str) -> None:
+        if not url.startswith((self.address, "data:", "blob:", "about:")):
+            self.errors.append(f"foreign: {url[:120]}")
+
+    def open(self, name: str) -> None:
+        self.errors.clear()
+        self.page.set_viewport_size(DESK)
+        self.page.goto(f"{self.address}/{name}", wait_until="load")
+        self.page.evaluate(READY)
+
+
+@pytest.fixture(scope="session")
+def visit(browser, address):
+    found = Visit(browser, address)
+    yield found
+    found.context.close()
+
+
+DESK = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+# Formulas are set and sliders drawn after loading.
+READY = """async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  const wanted = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]').length;
+  for (let i = 0; i < 100 && document.querySelectorAll('.widget-subarea > *').length < wanted; i++)
+    await new Promise(r => setTimeout(r, 50));
+  await new Promise(r => setTimeout(r, 50));
+}"""
+
+FORMULAS = """() => {
+  const raw = [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'));
+  const bad = [...document.querySelectorAll('mjx-merror, [data-mjx-error]')];
+  const blank = [...document.querySelectorAll('mjx-container svg')].filter(e => !e.getBoundingClientRect().width);
+  return [...raw, ...bad].map(e => e.textContent.slice(0, 60)).concat(blank.map(() => 'a formula of no width'));
+}"""
+
+WIDE = """() => {
+  const room = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= room) return [];
+  const clipped = e => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+    if (getComputedStyle(p).overflowX !== 'visible') return true; return false; };
+  return [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > room + 1 && !clipped(e))
+    .slice(0, 5).map(e => `${e.tagName}.${e.className} ${Math.round(e.getBoundingClientRect().right)} > ${room}`)
+    .concat([`page ${document.documentElement.scrollWidth} > ${room}`]);
+}"""
+
+# Contrast by WCAG 2 of every visible piece of text against what lies behind it.
+CONTRAST = """() => {
+  const parse = s => { const n = s.match(/[\\d.]+/g).map(Number); return s.startsWith('color(srgb')
+    ? [n[0] * 255, n[1] * 255, n[2] * 255, n[3] ?? 1] : [n[0], n[1], n[2], n[3] ?? 1]; };
+  const light = ([r, g, b]) => { const f = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
+  const over = (top, under) => [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3])).concat([1]);
+  const ground = e => { const layers = [];
+    for (let p = e; p; p = p.parentElement) layers.push(parse(getComputedStyle(p).backgroundColor));
+    return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]); };
+  const root = document.querySelector('article') || document.body, bad = {};
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode());) {
+    const e = node.parentElement;
+    if (!node.textContent.trim()) continue;
+    if (e.closest('script, style, svg, mjx-container, .headerlink, button, select, .search-button__kbd-shortcut')) continue;
+    if (!e.checkVisibility({visibilityProperty: true, opacityProperty: true}) || !e.getClientRects().length) continue;
+    const back = ground(e), front = over(parse(getComputedStyle(e).color), back);
+    const [a, b] = [light(front), light(back)].sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05);
+    const least = e.closest('.highlight') ? 4.0 : 4.5;  // code colours are the highlighter's
+    const words = `${ratio.toFixed(2)}: ${node.textContent.trim().slice(0, 40)}`;
+    if (ratio < least) bad[`${e.tagName}.${e.className}`] = words;
+  }
+  return bad;
+}"""
+
+FIGURES = """theme => [...document.querySelectorAll('img.only-light, img.only-dark')].filter(
+  e => (getComputedStyle(e).display !== 'none') !== e.classList.contains(`only-${theme}`)).map(e => e.alt)"""
+
+# Colours fade from one theme to the other.
+STILL = "() => document.getAnimations().every(a => !(a instanceof CSSTransition) || a.playState === 'finished')"
+
+SHOWN = """stack => [...stack.querySelectorAll('img')].filter(e => e.checkVisibility()).map(e => e.src)"""
+
+
+@pytest.fixture(scope="session")
+def seen(visit, pages) -> dict[str, dict[str, list]]:
+    """Open every page once, wide and light, then dark, then as narrow as a phone: kind of fault -> page -> faults."""
+    faults: dict[str, dict[str, list]] = {kind: {} for kind in ("errors", "formulas", "light", "dark", "wide")}
+    for name in pages:
+        visit.open(name)
+        page = visit.page
+        found = {"formulas": page.evaluate(FORMULAS)}
+        for theme in ("light", "dark"):
+            page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+            page.wait_for_function(STILL)
+            figures = [f"wrong figure for the theme: {alt[:60]}" for alt in page.evaluate(FIGURES, theme)]
+            found[theme] = [*page.evaluate(CONTRAST).items(), *figures]
+        page.set_viewport_size(PHONE)
+        found["wide"] = page.evaluate(WIDE)
+        found["errors"] = list(visit.errors)
+        for kind, wrong in found.items():
+            if wrong:
+                faults[kind][name] = wrong
+    return faults
+
+
+def test_no_console_error_and_no_failed_or_foreign_request(seen):
+    assert seen["errors"] == {}
+
+
+def test_formulas_are_set(seen, pages, book):
+    assert seen["formulas"] == {}
+    assert any('class="math' in (book / name).read_text(encoding="utf-8") for name in pages)
+
+
+def test_text_is_readable_and_figures_fit_in_light(seen):
+    assert seen["light"] == {}
+
+
+def test_text_is_readable_and_figures_fit_in_dark(seen):
+    assert seen["dark"] == {}
+
+
+def test_no_sideways_scroll_on_a_phone(seen):
+    assert seen["wide"] == {}
+
+
+def test_the_theme_button_shows_the_other_figures(visit, pages, book):
+    name = next(
+        n for n in pages if n.startswith("notebooks/") and "only-dark" in (book / n).read_text(encoding="utf-8")
+    )
+    visit.open(name)
+    shown = {visit.page.evaluate("document.documentElement.dataset.theme")}
+    for _ in range(3):  # light, dark, as the system says
+        visit.page.locator("button.theme-switch-button:visible").first.click()
+        theme = visit.page.evaluate("document.documentElement.dataset.theme")
+        assert visit.page.evaluate(FIGURES, theme) == []
+        shown.add(theme)
+    assert shown == {"light", "dark"}
+
+
+def test_sliders_move_their_pictures(visit, book, pages):
+    for name in (n for n in pages if "widget-state+json" in (book / n).read_text(encoding="utf-8")):
+        visit.open(name)
+        handles = visit.page.query_selector_all(".widget-subarea .noUi-handle")
+        assert handles, f"{name}: no slider was drawn"
+        for handle in handles:
+            box = handle.evaluate_handle("e => e.closest('.widget-subarea')")
+            before = box.evaluate(SHOWN)
+            assert len(before) == 1, f"{name}: one picture at a time, found {len(before)}"
+            handle.focus()
+            visit.page.keyboard.press("ArrowRight")
+            visit.page.wait_for_timeout(150)
+            after = box.evaluate(SHOWN)
+            assert len(after) == 1, f"{name}: {len(after)} pictures after a step"
+            assert after != before, f"{name}: the slider does not change its picture"
+        assert not visit.errors, name
+
+
+def test_three_notebooks_have_a_slider(book):
+    names = ("10_rdmd_2d", "30_sdft_weights", "40_dds_gaussian")
+    pages = {name: (book / "notebooks" / f"{name}.html").read_text(encoding="utf-8") for name in names}
+    assert [name for name, text in pages.items() if "widget-state+json" not in text] == []
+
+
+def test_scorecard_filter(visit):
+    visit.open("scorecard.html")
+    rows = visit.page.locator("table.scorecard tr[data-verdict]:visible")
+    everything = rows.count()
+    visit.page.select_option("select[name=paper]", "DDS")
+    only = rows.count()
+    assert 0 < only < everything
+    visit.page.select_option("select[name=verdict]", "not tested here")
+    assert 0 < rows.count() < only
