@@ -200,10 +200,11 @@ def histogram(verdicts: Verdicts) -> Tensor:
     return torch.bincount(verdicts.digit, minlength=10) / len(verdicts.digit)
 
 
-def nearest(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the root-mean-square pixel distance of each image to its nearest reference image, shape (n,)."""
+def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root-mean-square pixel distance of each image to its nearest reference image, and which it is, (n,)."""
     a, b = images.flatten(1), reference.flatten(1)
-    return torch.cdist(a, b).amin(1) / a.shape[1] ** 0.5
+    distance, index = torch.cdist(a, b).min(1)
+    return distance / a.shape[1] ** 0.5, index
 
 
 def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -> float:

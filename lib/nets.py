@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 Level = float | Tensor  # timestep or sigma: a number, or one per sample with shape (B,) or (B, 1)
@@ -136,7 +137,7 @@ def small_unet(
     )
 
 
-def eps_model(unet: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+def eps_model(unet: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Noise prediction ``model(x_t, t) -> eps`` of a diffusers U-Net."""
     return lambda x_t, t: unet(x_t, t).sample
 

@@ -254,7 +254,11 @@ def minimum_by_quadrature(
         slope_r = gradient_in_r(r) + lambda_ * 4 * (r - math.cos(alpha))
         return value + lambda_ * transport_cost(r, alpha), np.array([slope_r, lambda_ * 4 * r * math.sin(alpha)])
 
-    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10})
+    bounds, options = (
+        [(1e-3, None), (-math.pi, math.pi)],
+        {"ftol": 1e-15, "gtol": 1e-10},
+    )  # (-r, alpha + pi) is (r, alpha)
+    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return float(found.x[0]), float(found.x[1])
 
 

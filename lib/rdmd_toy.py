@@ -282,14 +282,24 @@ def _fresh(source: Mixture, target: Mixture, n: int, seeds: Sequence[int]) -> li
     return [(source.sample(n, generator), target.sample(n, generator)) for generator in generators]
 
 
+def swap_share(x: np.ndarray, y: np.ndarray) -> float:
+    """Share of the pairs of points whose outputs would cost less if swapped: 0 for the optimal map, unlike crossings.
+
+    Lines of the optimal map for |x - y|^2 may cross, as long as points moving along them do not meet.
+    """
+    products = ((x[:, None] - x) * (y[:, None] - y)).sum(-1)  # (n, n)
+    return float((products[np.triu_indices(len(x), 1)] < 0).mean())
+
+
 def judge_map(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Transport cost, cost over OT(x, y), 2-Wasserstein distance to the target points, and crossings of a map."""
+    """Cost of a map, cost over OT(x, y), 2-Wasserstein distance to the target points, crossings and swaps."""
     cost = float(((x - y) ** 2).sum(1).mean())
     return {
         "cost": cost,
         "ratio": cost / w2_squared(x, y),
         "distance": math.sqrt(w2_squared(y, target)),
         "crossings": crossing_share(x, y),
+        "swaps": swap_share(x, y),
     }
 
 

@@ -211,14 +211,8 @@ class Run:
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         }
 
-    def finish(self) -> Path:
-        """Write the results file and print the provenance; the last call of every notebook.
-
-        Returns
-        -------
-        Path
-            `FOLDER/results/NOTEBOOK.json`.
-        """
+    def finish(self) -> None:
+        """Write `FOLDER/results/NOTEBOOK.json` and print the provenance; the last call of every notebook."""
         provenance = self.provenance()
         results = {
             "schema": SCHEMA,
@@ -239,7 +233,6 @@ class Run:
             f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, commit {state}\n"
             f"{where}, {provenance['hardware']['threads']} thread(s); {versions}"
         )
-        return path
 
 
 def _plain(value: Any) -> Any:

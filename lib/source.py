@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from lib import data, diffusion, metrics
@@ -27,7 +28,6 @@ from lib.parameters import UserError
 from lib.record import write_atomic
 from lib.train import train
 
-T = TypeVar("T")
 Device = torch.device | str
 SETTINGS = "training.json"  # what an artefact was trained with
 WARMUP, CLIP = 100, 1.0  # steps of rising learning rate; largest norm of a gradient
@@ -59,7 +59,7 @@ def source_model(
     settings["seed"] = seed
 
     def make(checkpoints: Path, target: Path) -> None:
-        unet = _train(checkpoints, settings, device, progress)
+        unet = _train(checkpoints, settings, device, progress)  # averaged weights
         scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
         DDPMPipeline(unet.cpu(), scheduler).save_pretrained(target)
 
@@ -177,31 +177,37 @@ def _artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path
         if _made_with(folder, settings):
             return
         checkpoints = folder.with_name(f".{folder.name}.training")
-        if _made_with(checkpoints, settings) is False:  # of a run with other settings, stopped half-way
-            shutil.rmtree(checkpoints)
+        if _settings(checkpoints) != settings:  # of a run with other settings, stopped half-way
+            shutil.rmtree(checkpoints, ignore_errors=True)
         write_atomic(checkpoints / SETTINGS, json.dumps(settings))
         target = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             make(checkpoints, target)
             write_atomic(target / SETTINGS, json.dumps(settings, indent=1))
             target.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             target.rename(folder)
         finally:
             shutil.rmtree(target, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _made_with(folder: Path, settings: dict[str, Any]) -> bool | None:
-    """Whether the artefact in `folder` was made with `settings`; None if there is no such folder."""
+def _made_with(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the artefact in `folder` was made with `settings`; what was not made here is never replaced."""
     if not folder.exists():
-        return None
+        return False
+    found = _settings(folder)
+    if found is None:
+        raise UserError(f"{folder}: {SETTINGS} is missing or damaged; delete the folder, or name another one")
+    return found == settings
+
+
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """What the artefact or the checkpoints in `folder` were made with; None if that cannot be read."""
     try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8")) == settings
-    except (OSError, json.JSONDecodeError):
-        text = f"{folder}: {SETTINGS} is missing or damaged, so this folder was not made here"
-        raise UserError(f"{text}; load it by `load`, delete it, or name another folder") from None
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

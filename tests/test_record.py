@@ -18,6 +18,11 @@ def run(tmp_path):
     return Run("00_test", SimpleNamespace(profile="smoke", seed=3, device="cpu", out=str(tmp_path), seeds=2))
 
 
+def finished(run):
+    run.finish()
+    return read_results(run.folder / "results" / "00_test.json")
+
+
 def draw():
     figure, axis = plt.subplots(figsize=(2, 2))
     axis.plot([0, 1], [0, 1], color=figures.ink())
@@ -29,7 +34,7 @@ def test_results_hold_numbers_claims_and_provenance(run):
     run.table("rows", [{"lambda": 0.1, "n": np.int64(3)}])
     names = [check["name"] for check in record.claims.load(record.ROOT / "claims.yaml")["D4"]["checks"]]
     run.claim("D4", **dict.fromkeys(names, 0.97))
-    results = read_results(run.finish())
+    results = finished(run)
     assert results["numbers"]["gain"]["n"] == 3
     assert results["numbers"]["gain"]["values"] == [1.0, 1.1, 1.2]
     assert results["tables"]["rows"] == [{"lambda": 0.1, "n": 3}]
@@ -41,7 +46,7 @@ def test_results_hold_numbers_claims_and_provenance(run):
 
 def test_undefined_numbers_are_null_not_nan(run):
     assert run.number("gap", [1.0, float("nan")]) == "not defined"
-    assert read_results(run.finish())["numbers"]["gap"]["mean"] is None
+    assert finished(run)["numbers"]["gap"]["mean"] is None
 
 
 def test_unknown_claim_is_refused(run):
