@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib.diffusion import Schedule
 from lib.nets import stack
-from lib.parameters import UserError
+from lib.parameters import UserError, non_negative
 from lib.toy2d import Mixture
 
 Model = Callable[[Tensor, Tensor], Tensor]  # eps = model(x_t, t)
@@ -58,7 +58,7 @@ def guided_noise(
     UserError
         If gamma is negative or not finite, or power or sign is unknown.
     """
-    _non_negative(gamma=gamma)
+    non_negative(gamma=gamma)
     _one_of((0, 1, 2), power=power)
     _one_of((-1, 1), sign=sign)
     return eps + sign * gamma * schedule.at(sigma_hat(schedule) ** power, t, eps) * gradient
@@ -162,7 +162,7 @@ def adversarial_noise(
     UserError
         If omega or J is negative, or norm is unknown.
     """
-    _non_negative(omega=omega, J=J)
+    non_negative(omega=omega, J=J)
     _one_of(NORMS, norm=norm)
     for _ in range(J):
         eps = normalise(eps + omega * ascent_direction(model, schedule, x0, t, eps), norm)
@@ -317,12 +317,6 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
     """Return the angle between plane vectors (..., 2) in degrees, from 0 to 180, shape (...)."""
     cross = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
     return torch.atan2(cross.abs(), (a * b).sum(-1)) * (180 / math.pi)
-
-
-def _non_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name}: {value} given; it must be 0 or larger")
 
 
 def _one_of(allowed: Sequence[object], **values: object) -> None:

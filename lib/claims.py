@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from lib.parameters import UserError
+from lib.results import UserError
 
 VERDICTS = ("reproduced", "trend only", "not reproduced", "not tested here")
 MARKS = {"reproduced": "✔", "trend only": "◐", "not reproduced": "✘", "not tested here": "○"}

@@ -174,10 +174,9 @@ def _printed(size: int, variants: int) -> Digits:
 def _outline(font: str, digit: int) -> np.ndarray:
     """Draw one glyph, bounding box centred, as a boolean picture (DRAWN, DRAWN)."""
     path = Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
-    try:
-        face = ImageFont.truetype(str(path), int(0.8 * DRAWN))
-    except OSError:
-        raise UserError(f"font file {path} is missing; install matplotlib with its fonts") from None
+    if not path.is_file():  # Pillow would look for a font of that name elsewhere
+        raise UserError(f"font file {path} is missing; install matplotlib with its fonts")
+    face = ImageFont.truetype(str(path), int(0.8 * DRAWN))
     sheet = Image.new("L", (DRAWN, DRAWN))
     ImageDraw.Draw(sheet).text((DRAWN / 2, DRAWN / 2), str(digit), font=face, fill=255, anchor="mm")
     left, top, right, bottom = sheet.getbbox() or (0, 0, DRAWN, DRAWN)

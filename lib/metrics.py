@@ -201,7 +201,7 @@ def histogram(verdicts: Verdicts) -> Tensor:
 
 
 def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the root-mean-square pixel distance of each image to its nearest reference image, and which it is, (n,)."""
+    """Return the root-mean-square pixel distance of each image to its nearest reference image, and its index, (n,)."""
     a, b = images.flatten(1), reference.flatten(1)
     distance, index = torch.cdist(a, b).min(1)
     return distance / a.shape[1] ** 0.5, index

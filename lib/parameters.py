@@ -7,6 +7,7 @@ that the notebook does not have. So everything a notebook receives passes throug
 from __future__ import annotations
 
 import difflib
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,21 +15,30 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from lib.results import UserError
+
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 DATA_TYPES = (bool, int, float, str, list, tuple, dict, type(None))
 
 
-class UserError(Exception):
-    """An error that one line explains; notebooks show that line instead of a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython's hook for a custom traceback
-        return [f"{type(self).__name__}: {self}"]
-
-
 class ParameterError(UserError):
     """A parameter that is unknown, of the wrong type or out of range."""
+
+
+def non_negative(**values: Any) -> None:
+    """Refuse a number, or a tensor's smallest entry, that is negative or not finite.
+
+    Raises
+    ------
+    UserError
+        With the name of the first such value.
+    """
+    for name, value in values.items():
+        smallest = float(torch.as_tensor(value).min())
+        if not (math.isfinite(smallest) and smallest >= 0):
+            raise UserError(f"{name}: {smallest:g} given; it should be 0 or larger")
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:

@@ -9,7 +9,6 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,60 +20,13 @@ import torch
 from IPython.display import display
 
 from lib import claims
-from lib.parameters import ParameterError, UserError, validate
+from lib.parameters import ParameterError, validate
+from lib.results import ROOT, SCHEMA, UserError, read_results, write_atomic
 
 __all__ = ["ROOT", "SCHEMA", "ParameterError", "Run", "UserError", "read_results", "start", "write_atomic"]
 
-ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = 1
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
 KEPT_VALUES = 200
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be written.
-    """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"cannot write to folder {path.parent}: {error.strerror}; choose another with `out`") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises
-    ------
-    UserError
-        The file is missing, is not JSON, or was written by a version with another schema.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"results file {path} is missing; run its notebook first") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"results file {path} is not JSON (line {error.lineno}); run its notebook again") from None
-    found = results.get("schema") if isinstance(results, dict) else None
-    if found != SCHEMA:
-        raise UserError(f"results file {path} has schema {found}, this version reads {SCHEMA}; run its notebook again")
-    return results
 
 
 def start(notebook: str, namespace: dict[str, Any]) -> Run:
@@ -141,7 +93,7 @@ class Run:
 
     @property
     def seed_list(self) -> list[int]:
-        """The seeds of this run: `seeds` consecutive ones from `seed`."""
+        """Return the seeds of this run, `seeds` consecutive numbers from `seed`."""
         return list(range(self.parameters.seed, self.parameters.seed + self.parameters.seeds))
 
     def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> str:

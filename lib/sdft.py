@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib.diffusion import Model, Schedule
 from lib.nets import eps_model
-from lib.parameters import UserError
+from lib.parameters import UserError, non_negative
 from lib.train import History, train
 
 
@@ -39,7 +39,7 @@ def weight(schedule: Schedule, gamma: float) -> Tensor:
     UserError
         If gamma is negative or not finite.
     """
-    _non_negative(gamma=gamma)
+    non_negative(gamma=gamma)
     return (1 - schedule.alpha_bar) ** gamma
 
 
@@ -106,9 +106,7 @@ def loss(
     UserError
         If a lambda or gamma is negative or not finite, or if shapes or timesteps do not fit.
     """
-    _non_negative(
-        lambda_distill=lambda_distill, gamma_distill=gamma_distill, lambda_aux=lambda_aux, gamma_aux=gamma_aux
-    )
+    non_negative(lambda_distill=lambda_distill, gamma_distill=gamma_distill, lambda_aux=lambda_aux, gamma_aux=gamma_aux)
     _check_batch(schedule, x0, t, eps)
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
     all_terms = {"distill": (x_t, lambda_distill, gamma_distill), "aux": (eps, lambda_aux, gamma_aux)}
@@ -221,12 +219,6 @@ def _outputs(model: Model, inputs: dict[str, Tensor], t: Tensor, batched: bool) 
         return {name: model(x, t) for name, x in inputs.items()}
     output = model(torch.cat(list(inputs.values())), t.repeat(len(inputs)))  # (inputs * B, ...)
     return dict(zip(inputs, output.chunk(len(inputs)), strict=True))
-
-
-def _non_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name}: {value} given; it should be 0 or a larger finite number")
 
 
 def _check_batch(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> None:

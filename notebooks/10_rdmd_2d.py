@@ -77,9 +77,10 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 
-from lib import figures, rdmd, rdmd_toy, record
+from lib import figures, rdmd, rdmd_1d, rdmd_toy, record
 from lib.toy2d import Gaussian, eight_gaussians
 
 run = record.start("10_rdmd_2d", globals())
@@ -108,12 +109,13 @@ r_star = rdmd.best_radius(s, 0.2)
 def draw_surfaces():
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.5), sharey=True)
     for axes_k, values, name in zip(axes, losses, ("0: matching alone", "0.2: with the cost"), strict=True):
-        shades = axes_k.contourf(a, b, np.sqrt(values - values.min()), 24, cmap="cividis")
+        height = np.sqrt(values - values.min())
+        shades = axes_k.contourf(a, b, height, np.linspace(0, 2, 25), cmap="cividis", extend="max")
         axes_k.set(title=f"$\\lambda$ = {name}", xlabel=r"$r\,\cos\alpha$", aspect="equal")
     axes[0].set_ylabel(r"$r\,\sin\alpha$")
     axes[0].add_patch(plt.Circle((0, 0), s, fill=False, color="white", linestyle="--"))
     axes[1].plot(r_star, 0, "o", color="white", markersize=5)
-    figure.colorbar(shades, ax=axes, label=r"$\sqrt{\mathcal{L} - \min \mathcal{L}}$", shrink=0.85)
+    figure.colorbar(shades, ax=axes, label=r"$\sqrt{\mathcal{L} - \min \mathcal{L}}$", ticks=[0, 0.5, 1, 1.5, 2])
     return figure
 
 
@@ -338,14 +340,16 @@ figures.show(
 
 # %% [markdown]
 # The four measures against $\lambda$: points are seeds, lines are means. The dotted line is what exact optimal
-# transport between samples of the same size scores.
+# transport between samples of the same size scores. Its lines may cross too: for the cost $|x - y|^2$ only points that
+# travel along them must not meet. So the table has a second count, of pairs whose outputs would better be swapped; the
+# optimal map has none.
 
 
 # %%
 def draw_measures():
     words = {"cost": r"cost $E|x - G|^2$", "distance": r"$W_2$ to the target", "crossings": "crossing pairs (share)"}
     figure, axes = plt.subplots(1, 4, figsize=(7, 2.5))
-    levels = {"cost": best["cost"], "ratio": 1.0, "crossings": 0.0, "distance": optimum["floor"].mean()}
+    levels = {"cost": best["cost"], "ratio": 1.0, "crossings": best["crossings"], "distance": optimum["floor"].mean()}
     for axes_k, (key, title) in zip(axes, (words | {"ratio": "cost / OT(x, G(x))"}).items(), strict=True):
         for color, values, name in (("C0", learned, "learned"), ("C1", exact, "exact")):
             axes_k.plot(p.lambdas, values[key].mean(1), color=color, label=f"{name} score")
@@ -412,8 +416,8 @@ print(f"slope of s - r* at lambda = 0: {slope:.4f}, closed form {4 * s * (s - 1)
 # %%
 quantile_lambdas = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 u = (np.arange(p.quantiles) + 0.5) / p.quantiles
-monge = rdmd_toy.edge_quantiles(u)
-solutions = [rdmd_toy.quantile_map(value, u) for value in quantile_lambdas] + [rdmd_toy.quantile_map(0.0, 1 - u)]
+monge = rdmd_1d.edge_quantiles(u)
+solutions = [rdmd_1d.quantile_map(value, u) for value in quantile_lambdas] + [rdmd_1d.quantile_map(0.0, 1 - u)]
 errors = [float(np.sqrt(np.mean((values - monge) ** 2))) for values in solutions]
 names = [f"{value:g}" for value in quantile_lambdas] + ["0, decreasing start"]
 run.table("quantiles", [{"lambda": n, "RMS error": e} for n, e in zip(names, errors, strict=True)])
@@ -426,10 +430,14 @@ def draw_theorem():
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6))
     values = np.geomspace(0.01, 10, 60)
     axes[0].loglog(values, [math.sqrt(2) * (s - rdmd.best_radius(s, v)) for v in values])
-    axes[0].loglog(values[:40], math.sqrt(2) * 4 * s * (s - 1) / math.pi * values[:40], "--", color="C1")
+    axes[0].loglog(
+        values[:40], math.sqrt(2) * 4 * s * (s - 1) / math.pi * values[:40], "--", color="C1", label="slope at 0"
+    )
+    axes[0].legend(fontsize=7)
     axes[0].set(title="Gaussian case", xlabel=r"$\lambda$", ylabel=r"$\|G^\lambda - G^*\|$")
     axes[1].loglog(quantile_lambdas, errors[:-1], "o-", markersize=3)
-    axes[1].set(title="1-D quantiles", xlabel=r"$\lambda$", ylabel="RMS error")
+    axes[1].set(title="1-D quantiles", xlabel=r"$\lambda$", ylabel="RMS error", ylim=(5e-4, 0.12))
+    axes[1].yaxis.set_minor_formatter(NullFormatter())
     for name, k in (("10", 0), ("0.3", 3), ("0.01", 6), ("0", 7)):
         axes[2].plot(u, solutions[k], label=name, linestyle="-" if name != "0" else "--")
     axes[2].plot(u, monge, ":", color=figures.ink(), label="optimal")

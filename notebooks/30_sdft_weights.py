@@ -223,8 +223,9 @@ figures.show(
 )
 
 # %% [markdown]
-# The same in pictures: the image that the network believes to lie behind its input, for one row of noises. Where the
-# true input would be nearly clean, the network reads the noise as image content.
+# The same in pictures: the image that the network believes to lie behind its input, for one row of noises. Where its
+# usual input would show an image, the network reads content into the noise. At the highest noise level it returns the
+# noise almost unchanged; the grain there is the small rest, divided by a signal factor close to zero.
 
 # %%
 generator = torch.Generator().manual_seed(p.seed)
@@ -232,6 +233,8 @@ eps = torch.randn(8, *x0.shape[1:], generator=generator).to(run.device)
 shown = [100, 300, 500, 700, 900]
 with torch.no_grad():
     believed = [schedule.x0_from_eps(eps, eps_source(eps, torch.full((8,), t, device=run.device)), t) for t in shown]
+
+# %%
 figures.show(
     run,
     "believed",

@@ -59,19 +59,17 @@ source_steps: PositiveInt = 1600  # its training steps, if there is none yet
 judge_steps: PositiveInt = 400  # training steps of the classifier, if there is none yet
 seeds: PositiveInt = 3  # draws of the target images
 shots: PositiveInt = 100  # target images
-lambda_sdft: PositiveFloat = 1.0  # weight of both terms in the SDFT arms
+lambda_sdft: PositiveFloat = 3.0  # weight of both terms in the SDFT arms
 lambdas_more: list[PositiveFloat] = [0.1]  # weights of further arms with both terms; 0.1 is the paper's
 gamma_distill: NonNegativeFloat = 3.0
 gamma_aux: NonNegativeFloat = 50.0
-checkpoints: list[PositiveInt] = [15, 30, 60]  # steps at which a run is sampled; it ends with the last
+checkpoints: list[PositiveInt] = [6, 12, 24, 48]  # steps at which a run is sampled; it ends with the last
 batch: PositiveInt = 16  # images a step
-lr: PositiveFloat = 3e-4  # learning rate of AdamW
+lr: PositiveFloat = 1e-4  # learning rate of AdamW; the paper has 2e-5
 samples: PositiveInt = 100  # images sampled at each checkpoint
 ddim_steps: PositiveInt = 15  # sampling steps
 
 # %%
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -83,18 +81,21 @@ from lib.source import classifier, load, load_classifier, source_model
 
 run = record.start("60_finetune", globals())
 p = run.parameters
-if p.profile == "paper":
-    raise record.UserError(
-        "profile 'paper': hub weights and own folders are not available here yet; 'gpu' is the largest"
-    )
 
 # %%
-folder, judge_folder = Path(p.source or run.artefacts / "source").expanduser(), run.artefacts / "classifier"
+if p.profile == "paper":
+    text = "hub weights and own folders are not available in this notebook; its largest profile is 'gpu'"
+    raise record.UserError(f"profile 'paper': {text}")
+
+# %%
+folder, judge_folder = p.source or run.artefacts / "source", run.artefacts / "classifier"
 trained = p.source or folder.exists()
 options = {"device": run.device}
 unet, schedule = load(folder, **options) if trained else source_model(folder, steps=p.source_steps, **options)
 known = judge_folder.exists()
 judge = load_classifier(judge_folder, **options) if known else classifier(judge_folder, steps=p.judge_steps, **options)
+
+# %%
 side, channels = unet.config.sample_size, unet.config.in_channels
 if (side, channels) != (judge.size, 1):
     raise record.UserError(
@@ -114,8 +115,9 @@ print(f"missing: {missing}")
 # The arms differ in their two lambdas and gammas only.
 
 # %%
+terms = ("lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux")
 L, d, a = p.lambda_sdft, p.gamma_distill, p.gamma_aux
-arms = {  # lambda_distill, gamma_distill, lambda_aux, gamma_aux
+arms = {  # in the order of `terms`
     "naive": (0, d, 0, a),
     "distill": (L, d, 0, a),
     "aux": (0, d, L, a),
@@ -124,6 +126,7 @@ arms = {  # lambda_distill, gamma_distill, lambda_aux, gamma_aux
     **{f"SDFT, {other:g}": (other, d, other, a) for other in p.lambdas_more},
 }
 measures = ("realism", "agreement", "coverage", "frechet", "kernel")
+checkpoints = sorted(set(p.checkpoints))
 
 
 # %%
@@ -141,20 +144,18 @@ def measure(images, source_verdicts):
 
 
 # %%
-def run_arm(terms, images, noise, source_verdicts, seed):
+def run_arm(values, images, noise, source_verdicts, seed):
     """Fine-tune one arm; return its measures at every checkpoint, its last samples and the student."""
-    names = ("lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux")
-    seen = []
+    seen = {}
 
     def check(i, student):
-        if i in p.checkpoints:
-            seen.append(sample(student.eval(), noise))
+        if i in checkpoints:
+            seen[i] = sample(student.eval(), noise)
             student.train()
 
-    settings = {"batch": p.batch, "lr": p.lr, "seed": seed, "on_step": check, "progress": False}
-    terms = dict(zip(names, terms, strict=True))
-    student, _ = sdft.finetune(unet, schedule, images, max(p.checkpoints), **settings, **terms)
-    return [measure(x, source_verdicts) for x in seen], seen[-1], student
+    settings = {"batch": p.batch, "lr": p.lr, "seed": seed} | dict(zip(terms, values, strict=True))
+    student, _ = sdft.finetune(unet, schedule, images, max(checkpoints), on_step=check, progress=False, **settings)
+    return [measure(x, source_verdicts) for x in seen.values()], seen[max(seen)], student
 
 
 # %%
@@ -165,15 +166,15 @@ def run_seed(seed, bar):
     from_source = sample(unet, noise)
     verdicts = metrics.judge(judge, from_source)
     points, pictures, students = {}, {"source": from_source[:ROWS]}, {}
-    for name, terms in arms.items():
-        points[name], last, students[name] = run_arm(terms, target, noise, verdicts, seed)
+    for name, values in arms.items():
+        points[name], last, students[name] = run_arm(values, target, noise, verdicts, seed)
         pictures[name] = last[:ROWS]
         bar.update()
     return measure(from_source, verdicts), points, pictures, students
 
 
 # %%
-ROWS = 10  # noises in the picture grid
+ROWS = 8  # noises in the picture grid
 with tqdm(total=len(run.seed_list) * len(arms), desc="arms") as bar:
     runs = [run_seed(s, bar) for s in run.seed_list]
 of_source = np.array([source_point for source_point, *_ in runs])  # (seeds, measures)
@@ -209,7 +210,7 @@ figures.show(
     "trade-off",
     draw_trade_off,
     alt="Agreement with the source against realism, one line an arm, dots at its checkpoints. "
-    f"After {max(p.checkpoints)} steps, realism / agreement: {'; '.join(ends)}.",
+    f"After {max(checkpoints)} steps, realism / agreement: {'; '.join(ends)}.",
 )
 
 
@@ -219,20 +220,20 @@ figures.show(
 
 
 # %%
+def draw_measure(axis, measure, title):
+    """One measure over the steps, all arms."""
+    start = of_source[:, measures.index(measure)].mean()
+    for marker, name in zip("osD^vPX*", arms, strict=False):
+        axis.plot([0, *checkpoints], [start, *mean(name, measure)], marker=marker, ms=3.5, label=name)
+    axis.set(title=title, ylim=(0, None), ylabel="distance" if measure == "frechet" else "share of samples")
+
+
+# %%
 def draw_steps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
-    steps = [0, *p.checkpoints]
-    titles = {
-        "realism": "realism",
-        "agreement": "agreement",
-        "coverage": "coverage of the missing",
-        "frechet": "Frechet",
-    }
-    for axis, (measure, title) in zip(axes.flat, titles.items(), strict=True):
-        start = of_source[:, measures.index(measure)].mean()
-        for marker, name in zip("osD^vPX*", arms, strict=False):
-            axis.plot(steps, [start, *mean(name, measure)], marker=marker, ms=3.5, label=name)
-        axis.set(title=title, ylim=(0, None))
+    titles = ("realism", "agreement", "coverage of the missing", "Frechet")
+    for axis, measure, title in zip(axes.flat, measures, titles, strict=False):
+        draw_measure(axis, measure, title)
     for axis in axes[1]:
         axis.set_xlabel("fine-tuning steps")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -246,20 +247,20 @@ figures.show(
     run,
     "steps",
     draw_steps,
-    alt=f"Four measures over the steps. After {p.checkpoints[-1]} steps, coverage of the missing digits: {covered}; "
+    alt=f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits: {covered}; "
     f"Frechet distance to all handwritten digits: {quality}.",
 )
 
 # %% [markdown]
 # ### Samples from equal noise
-# The first ten noises of the first seed, not selected, at the last checkpoint: a row is one initial noise.
+# The first eight noises of the first seed, not selected, at the last checkpoint: a row is one initial noise.
 
 # %%
 in_rows = torch.stack(list(pictures.values()), dim=1).flatten(0, 1)  # (ROWS * arms, 1, size, size)
 figures.show(
     run,
     "samples",
-    lambda: figures.image_grid(in_rows, ncols=len(pictures), titles=list(pictures), cell=0.75),
+    lambda: figures.image_grid(in_rows, ncols=len(pictures), titles=list(pictures), cell=0.7),
     alt=f"{ROWS} rows of digits, each row from one initial noise; columns {', '.join(pictures)}. "
     f"Share of naive samples that keep the source's digit: {mean('naive', 'agreement')[-1]:.2f}; "
     f"of SDFT samples: {mean('SDFT', 'agreement')[-1]:.2f}.",
@@ -307,7 +308,7 @@ run.number("gain_quality", -gain[:, 3])
 run.number("gain_realism", gain[:, 0])
 for name in ("lambda_sdft", "batch", "lr"):
     run.number(name, getattr(p, name))
-run.number("steps", max(p.checkpoints))
+run.number("steps", max(checkpoints))
 
 # %%
 run.claim(

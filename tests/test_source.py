@@ -1,8 +1,9 @@
 """The source model's folder: diffusers reads it, it is complete or absent, and every damage has one clear line."""
 
 import json
-import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from lib import diffusion, metrics, source
 from lib.parameters import UserError
+from lib.record import ROOT
 
 TINY = {"size": 8, "channels": (8, 8), "steps": 3, "batch": 2, "progress": False}
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -78,23 +80,24 @@ def test_interrupted_training_is_resumed(tmp_path, monkeypatch):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def _both(folder, numbers):
-    torch.set_num_threads(1)
-    unet, _ = source.source_model(folder, **TINY)
-    numbers.put((os.getpid(), unet.state_dict()["conv_in.weight"].sum().item()))
+SCRIPT = """
+import sys
+from pathlib import Path
+from lib import data, source
+whole = data.printed
+data.printed = lambda size: whole(size, variants=1)
+unet, _ = source.source_model(Path(sys.argv[1]), size=8, channels=(8, 8), steps=3, batch=2, progress=False)
+print(unet.state_dict()["conv_in.weight"].double().sum().item())
+"""
 
 
 def test_two_processes_share_one_artefact(tmp_path):
-    context = multiprocessing.get_context("fork")
-    numbers = context.Queue()
-    workers = [context.Process(target=_both, args=(tmp_path / "source", numbers)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    answers = dict(numbers.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join(10)
-    assert len(answers) == 2
-    assert len(set(answers.values())) == 1
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "source")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    options = {"stdout": subprocess.PIPE, "text": True, "cwd": ROOT, "env": environment}
+    workers = [subprocess.Popen(command, **options) for _ in range(2)]
+    answers = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    assert answers[0] == answers[1] != ""
     assert source.load(tmp_path / "source")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lib.record import read_results
+from lib.results import read_results
 from tools import bench_loop
 from tools.notebooks import ROOT
 

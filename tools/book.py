@@ -8,6 +8,7 @@ second build reads only what changed. Any warning fails the build.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also without an installed package
 
-from lib.record import UserError, read_results  # noqa: E402
+from lib.results import UserError, read_results  # noqa: E402
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
@@ -68,10 +69,17 @@ def build(sources: Sources) -> Path:
     UserError
         A notebook or its results are missing or failed, or the build gave a warning or an error.
     """
-    removed = stage(sources)
     page = sources.built / "_build" / "html" / "index.html"
-    # Pages of sources that are gone, and source listings with links of an older build, would be kept.
-    shutil.rmtree(sources.built / "_build" if removed else page.parent / "_modules", ignore_errors=True)
+    stamp = sources.built / "digests.json"
+    before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+    now, removed = stage(sources)
+    if page.exists() and before == now and not removed:
+        return page
+    stamp.unlink(missing_ok=True)
+    # The builder would keep pages of sources that are gone, ignore a changed style sheet or extension, and keep source
+    # listings with links of an older build.
+    everything = removed or before.get("machinery") != now["machinery"]
+    shutil.rmtree(sources.built / "_build" if everything else page.parent / "_modules", ignore_errors=True)
     tool = Path(sys.executable).parent / "jupyter-book"
     command = [str(tool), "build", str(sources.staged), "--path-output", str(sources.built), "-W", "-n", "--keep-going"]
     log = sources.built / "build.log"
@@ -87,11 +95,18 @@ def build(sources: Sources) -> Path:
         lines = warnings or output.splitlines()[-15:]
         shown = "\n".join(line.replace(f"{sources.staged}/", "") for line in lines)
         raise UserError(f"the build failed, full output in {log.relative_to(ROOT)}:\n{shown}")
+    write_if_changed(stamp, json.dumps(now).encode())
     return page
 
 
-def stage(sources: Sources) -> bool:
-    """Bring `book-src` up to date: pages, notebooks, API pages, figures, one data file; True if something is gone."""
+def stage(sources: Sources) -> tuple[dict[str, str], bool]:
+    """Bring `book-src` up to date: pages, notebooks, API pages, figures, one data file.
+
+    Returns
+    -------
+    tuple
+        Digests of what pages show and of what makes them (extension, style, `lib.claims`), and whether a file is gone.
+    """
     names = notebook_names()
     results = {name: find_results(sources, name) for name in names}
     files: dict[str, bytes | Path] = {
@@ -111,7 +126,22 @@ def stage(sources: Sources) -> bool:
     gone = [path for path in staged if str(path.relative_to(sources.staged)) not in files]
     for path in gone:
         path.unlink()
-    return bool(gone)
+    machinery = [sources.staged / name for name in files if is_machinery(name)] + [ROOT / "lib" / "claims.py"]
+    pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").glob("*.py"))
+    return {"machinery": digest(machinery), "pages": digest(pages)}, bool(gone)
+
+
+def is_machinery(name: str) -> bool:
+    """Whether a staged file acts on every page."""
+    return name.startswith(("_ext/", "_static/")) and not name.startswith("_static/figures/")
+
+
+def digest(paths: list[Path]) -> str:
+    """Return a digest of files, names included."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
 
 
 def write_if_changed(path: Path, content: bytes | Path) -> None:

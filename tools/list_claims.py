@@ -6,7 +6,7 @@ import argparse
 import signal
 
 from lib import claims
-from lib.record import read_results
+from lib.results import read_results
 from tools.notebooks import ROOT
 
 

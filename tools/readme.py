@@ -6,7 +6,7 @@ import re
 import sys
 
 from lib import claims
-from lib.record import read_results
+from lib.results import read_results
 from tools.notebooks import ROOT
 
 README = ROOT / "README.md"

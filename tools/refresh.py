@@ -8,7 +8,7 @@ import sys
 
 import nbformat
 
-from lib.record import read_results
+from lib.results import read_results
 from tools import readme
 from tools.notebooks import NOTEBOOKS, ROOT, names
 

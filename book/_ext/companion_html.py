@@ -137,23 +137,32 @@ def costs(data: dict[str, Any], link: Link) -> str:
 
 
 def _cost_table(profile: str, runs: dict[str, Any], pages: set[str], link: Link) -> str:
+    machines = sorted({run["machine"] for run in runs.values()})
     rows = ""
     for name, run in runs.items():
         title = f'<a href="{link(f"notebooks/{name}")}">{name}</a>' if name in pages else name
-        memory = f"{run['peak_memory_gb']:.1f}" + (
-            f" + {run['peak_gpu_memory_gb']:.1f} GPU" if run["peak_gpu_memory_gb"] else ""
-        )
-        each = f"{run['seconds'] / 60 / run['figures']:.1f}" if run["figures"] else "–"
-        cells = (f"{run['seconds'] / 60:.1f}", str(run["figures"]), each, memory, escape(run["machine"]))
+        minutes, gpu = run["seconds"] / 60, run["peak_gpu_memory_gb"]
+        each = claims.number(minutes / run["figures"], 2) if run["figures"] else "–"
+        memory = f"{run['peak_memory_gb']:.1f}" + (f" + {gpu:.1f} on the GPU" if gpu else "")
+        cells = [claims.number(minutes, 2), str(run["figures"]), each, memory]
+        cells += [escape(run["machine"])] if len(machines) > 1 else []
         rows += f"<tr><td>{title}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    total = sum(run["seconds"] for run in runs.values()) / 60
+    total = claims.number(sum(run["seconds"] for run in runs.values()) / 60, 2)
     figures = sum(run["figures"] for run in runs.values())
-    heads = ("notebook", "minutes", "figures", "minutes a figure", "peak memory, GB", "machine")
+    heads = [
+        "notebook",
+        "minutes",
+        "figures",
+        "minutes a figure",
+        "peak memory, GB",
+        *["machine"] * (len(machines) > 1),
+    ]
+    where = f" on {escape(machines[0])}" if len(machines) == 1 else ""
     return (
-        f'<p class="cost-title">Profile <code>{profile}</code>: {total:.1f} minutes of one job at a time</p>'
+        f'<p class="cost-title">Profile <code>{profile}</code>: {total} minutes, one after the other{where}</p>'
         f'<div class="table-box"><table class="costs"><thead><tr>{"".join(f"<th>{h}</th>" for h in heads)}</tr></thead>'
-        f"<tbody>{rows}</tbody><tfoot><tr><td>all</td><td>{total:.1f}</td><td>{figures}</td>"
-        '<td colspan="3"></td></tr></tfoot></table></div>'
+        f"<tbody>{rows}</tbody><tfoot><tr><td>all</td><td>{total}</td><td>{figures}</td>"
+        f'<td colspan="{len(heads) - 3}"></td></tr></tfoot></table></div>'
     )
 
 
