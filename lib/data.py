@@ -158,7 +158,7 @@ def _native() -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=4)
 def _printed(size: int, variants: int) -> Digits:
     native, labels = _native()
-    frames = torch.stack([_frame(image) for image in native.double()])  # (1797, 3, 3)
+    frames = _frames(native)  # (1797, 3, 3)
     generator = torch.Generator().manual_seed(PRINTED_SEED)
     images = []
     for digit in range(10):
@@ -185,22 +185,27 @@ def _outline(font: str, digit: int) -> np.ndarray:
     return np.asarray(moved) > 127
 
 
-def _frame(image: Tensor) -> Tensor:
-    """Return the affine map (3, 3) that gives a unit blob the centre, size and slant of the ink of image (h, h).
+def _frames(images: Tensor) -> Tensor:
+    """Return the affine maps (n, 3, 3) that give a unit blob the centre, size and slant of the ink of images (n, h, h).
 
-    Coordinates run from -1 to 1 over the image, x to the right and y down; the map is upper triangular, so that
+    Coordinates run from -1 to 1 over the image, x to the right and y down; the maps are upper triangular, so that
     lines stay horizontal and only the uprights lean.
     """
-    side = len(image)
+    side = images.shape[-1]
     axis = (2 * torch.arange(side, dtype=torch.float64) + 1) / side - 1
-    weight = image / image.sum()
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    cx, cy = (weight * x).sum(), (weight * y).sum()
-    height = (weight * (y - cy) ** 2).sum().sqrt()
-    lean = (weight * (x - cx) * (y - cy)).sum() / height
-    width = ((weight * (x - cx) ** 2).sum() - lean**2).sqrt()
-    rows = [torch.stack([width, lean, cx]), torch.stack([0 * height, height, cy]), torch.tensor([0.0, 0.0, 1.0])]
-    return torch.stack([row.double() for row in rows])
+    weight = images.double() / images.double().sum((1, 2), keepdim=True)
+
+    def mean(values: Tensor) -> Tensor:
+        return (weight * values).sum((1, 2), keepdim=True)  # (n, 1, 1)
+
+    cx, cy = mean(x), mean(y)
+    height = mean((y - cy) ** 2).sqrt()
+    lean = mean((x - cx) * (y - cy)) / height
+    width = (mean((x - cx) ** 2) - lean**2).sqrt()
+    zero, one = torch.zeros_like(cx), torch.ones_like(cx)
+    rows = [[width, lean, cx], [zero, height, cy], [zero, zero, one]]
+    return torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)  # (n, 3, 3)
 
 
 def _laid_out(glyph: np.ndarray, frames: Tensor, slant: Tensor, ink: Tensor, size: int) -> Tensor:
@@ -213,7 +218,7 @@ def _laid_out(glyph: np.ndarray, frames: Tensor, slant: Tensor, ink: Tensor, siz
     distance = distance_transform_edt(glyph) - distance_transform_edt(~glyph)
     leaning = torch.eye(3, dtype=torch.float64).repeat(n, 1, 1)
     leaning[:, 0, 1] = slant
-    theta = _frame(torch.tensor(glyph, dtype=torch.float64)) @ torch.linalg.inv(frames @ leaning)  # (n, 3, 3)
+    theta = _frames(torch.tensor(glyph)[None]) @ torch.linalg.inv(frames @ leaning)  # (n, 3, 3)
     grid = F.affine_grid(theta[:, :2].float(), [n, 1, side, side], align_corners=False)
     field = torch.tensor(distance, dtype=torch.float32).expand(n, 1, DRAWN, DRAWN)
     field = F.grid_sample(field, grid, padding_mode="border", align_corners=False)  # (n, 1, side, side)

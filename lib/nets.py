@@ -11,6 +11,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from lib.parameters import UserError
+
+HEAD = 32  # channels of an attention head
 Level = float | Tensor  # timestep or sigma: a number, or one per sample with shape (B,) or (B, 1)
 
 
@@ -50,7 +53,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if level not in ("t", "sigma"):
-            raise ValueError(f"level='{level}': give 't' (timestep) or 'sigma' (noise level)")
+            raise UserError(f"level: '{level}' given; 't' (timestep) or 'sigma' (noise level)")
         self.level = level
         longest, shortest = (1e4, 2 * math.pi) if level == "t" else (4 * math.pi, 0.4)  # wavelengths of the embedding
         steps = torch.linspace(0, 1, frequencies)
@@ -120,10 +123,17 @@ def small_unet(
         Channels of each resolution, from the full one to the lowest; divisible by `groups`.
     layers : int
         Residual blocks a resolution.
+
+    Raises
+    ------
+    UserError
+        The size does not halve that often, or the lowest resolution's channels do not split into attention heads.
     """
     plain = len(channels) - 1
     if size % 2**plain:
-        raise ValueError(f"size={size}: {len(channels)} resolutions need a multiple of {2**plain}")
+        raise UserError(f"size: {size} given; {len(channels)} resolutions need a multiple of {2**plain}")
+    if channels[-1] % HEAD:
+        raise UserError(f"channels: {channels[-1]} at the lowest resolution; attention needs a multiple of {HEAD}")
     return UNet2DModel(
         sample_size=size,
         in_channels=image_channels,
@@ -132,7 +142,7 @@ def small_unet(
         block_out_channels=tuple(channels),
         down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-        attention_head_dim=32,
+        attention_head_dim=HEAD,
         norm_num_groups=groups,
     )
 

@@ -133,7 +133,9 @@ def train_generators(
     steps: int,
     batch: int,
     rate: float,
+    fake_rate: float,
     fake_steps: int = 1,
+    warm_up: int = 0,
     omega: Callable[[Tensor], Tensor] = torch.ones_like,
     seed: int = 0,
 ) -> Stack:
@@ -146,14 +148,20 @@ def train_generators(
     fake, generator
         Stacks with a member for each pair of lambda and seed, seeds varying fastest. Seeds share their draws over all
         lambdas.
+    rate, fake_rate
+        Learning rates of Adam, falling to 0 along a cosine. A fake that lags behind folds the map for good at small
+        lambda, so it should learn faster than the generator.
     fake_steps
         Updates of the fake before each update of the generator, on the same outputs with fresh noise.
+    warm_up
+        Updates of the fake alone before the first of the generator, so that it knows the law the generator starts with.
     omega
         Weight omega(sigma) under the integral over dsigma.
     """
     seeds = len(points.source)
     lambda_ = torch.tensor(lambdas).repeat_interleave(seeds)  # (members,)
-    fake_optimizers, own_optimizers = _optimizers(fake, rate, steps * fake_steps), _optimizers(generator, rate, steps)
+    fake_optimizers = _optimizers(fake, fake_rate, warm_up + steps * fake_steps)
+    own_optimizers = _optimizers(generator, rate, steps)
     device = generator.weights[0].device
     truth = teacher.tiled(len(lambdas)) if isinstance(teacher, Stack) else teacher.denoise
     rows = lambda_.to(device).repeat_interleave(batch)  # (members * batch,)
@@ -163,18 +171,30 @@ def train_generators(
         noises = [(torch.randn(x.shape, generator=rng), draw_sigma(x.shape[:2], rng)) for _ in range(fake_steps + 1)]
         return x.to(device), [_to(device, *noise) for noise in noises]
 
+    def update_fake(y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+        loss = rdmd.fake_loss(fake, y, eps, sigma, _beta(sigma))
+        _descend(loss, fake.size, fake_optimizers)
+        return loss.detach()
+
+    def first_step(draws: tuple[Tensor, list[tuple[Tensor, ...]]]) -> dict[str, Tensor]:
+        x, (eps, sigma) = (_spread(draws[0], len(lambdas)), [_spread(part, len(lambdas)) for part in draws[1][0]])
+        with torch.no_grad():
+            y = generator(x)
+        return {"fake": update_fake(y, eps, sigma)}
+
     def step(draws: tuple[Tensor, list[tuple[Tensor, ...]]]) -> dict[str, Tensor]:
         x = _spread(draws[0], len(lambdas))
-        *early, (eps, sigma) = [tuple(_spread(part, len(lambdas)) for part in noise) for noise in draws[1]]
+        *early, late = [tuple(_spread(part, len(lambdas)) for part in noise) for noise in draws[1]]
         y = generator(x)  # (members * batch, 2)
-        for early_eps, early_sigma in early:
-            fake_value = rdmd.fake_loss(fake, y, early_eps, early_sigma, _beta(early_sigma))
-            _descend(fake_value, fake.size, fake_optimizers)
+        values = [update_fake(y, *noise) for noise in early]
+        eps, sigma = late
         density = 1 / (sigma * math.log(SIGMA_RANGE[1] / SIGMA_RANGE[0]))
         loss, parts = rdmd.generator_loss(lambda _: y, fake, truth, x, eps, sigma, omega(sigma) / density, rows)
         _descend(loss, generator.size, own_optimizers)
-        return {"fake": fake_value.detach(), "cost": parts["cost"]}
+        return {"fake": values[-1], "cost": parts["cost"]}
 
+    if warm_up:
+        train(first_step, sample, {"fake": fake}, fake_optimizers, steps=warm_up, seed=seed)
     both = {f"fake_{k}": v for k, v in fake_optimizers.items()} | {f"own_{k}": v for k, v in own_optimizers.items()}
     train(step, sample, {"generator": generator, "fake": fake}, both, steps=steps, seed=seed)
     return generator.requires_grad_(False)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,13 @@ def source_model(
     Raises
     ------
     UserError
-        The folder holds something that cannot be read; it cannot be written; training failed.
+        The folder holds something that cannot be read; it cannot be written; training failed; no U-Net has such
+        `channels`.
     """
+    levels = len(channels) - 1
+    if levels < 0 or size % 2**levels or any(c % 8 for c in channels) or channels[-1] % 32:
+        text = "give multiples of 8, the last one of 32, not more of them than the size can be halved"
+        raise UserError(f"channels = {list(channels)} at size = {size}: {text}")
     settings = {"size": size, "channels": list(channels), "steps": steps, "batch": batch, "lr": lr, "ema": ema}
     settings["seed"] = seed
 
@@ -125,12 +131,16 @@ def seconds(folder: Path | str) -> float:
 
 
 def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int = 0, steps: int = 40, batch: int = 250) -> Tensor:
-    """Draw n images (n, c, size, size) by deterministic DDIM; the noise depends on `n` and `seed` alone."""
+    """Draw n images (n, c, size, size) by ancestral sampling (Ho et al. 2020, Alg. 2) in few steps, x0 clamped.
+
+    A briefly trained model is not exact at the highest noise; fresh noise at each step repairs that, deterministic
+    DDIM carries it on. All noise comes from `seed`.
+    """
     channels, side = unet.config["in_channels"], unet.config["sample_size"]
-    noise = torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
-    model = eps_model(unet)
-    parts = [diffusion.sample_ddim(model, schedule, x.to(unet.device), steps=steps) for x in noise.split(batch)]
-    return torch.cat(parts).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, channels, side, side, generator=generator)
+    draw = partial(diffusion.sample_ddpm, eps_model(unet), schedule, steps=steps, generator=generator, clip=True)
+    return torch.cat([draw(x.to(unet.device)) for x in noise.split(batch)]).cpu()
 
 
 def _train(checkpoints: Path, settings: dict[str, Any], device: Device, progress: bool) -> tuple[Any, float]:

@@ -51,7 +51,9 @@
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
-seed: NonNegativeInt = 0  # first seed; 1000 and above were used to choose lambda_sdft, steps and lr
+seed: NonNegativeInt = (
+    10  # first seed; 0 to 2 (sampler) and from 1000 (lambda_sdft, lr, steps) served to choose settings
+)
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 source: str = ""  # folder of the source model in diffusers' layout; empty: the one that 50_source trained
@@ -68,6 +70,7 @@ batch: PositiveInt = 16  # images a step
 lr: PositiveFloat = 1e-4  # learning rate of AdamW; the paper has 2e-5
 samples: PositiveInt = 100  # images sampled at each checkpoint
 ddim_steps: PositiveInt = 15  # sampling steps
+clip: bool = True  # clamp every estimate of the clean image to [-1, 1], as the authors' code does
 
 # %%
 import matplotlib.pyplot as plt
@@ -132,7 +135,7 @@ checkpoints = sorted(set(p.checkpoints))
 # %%
 def sample(net, noise):
     """Images from the same noise by deterministic DDIM."""
-    return diffusion.sample_ddim(nets.eps_model(net), schedule, noise, steps=p.ddim_steps).clamp(-1, 1)
+    return diffusion.sample_ddim(nets.eps_model(net), schedule, noise, steps=p.ddim_steps, clip=p.clip).clamp(-1, 1)
 
 
 def measure(images, source_verdicts):
@@ -336,7 +339,9 @@ DDPMPipeline(students["SDFT"].cpu(), scheduler).save_pretrained(run.artefacts / 
 #   few seeds it is wide, and a gain may be real although its interval includes zero.
 # - The classifier judges blurred or half-formed digits too, and says printed or handwritten where a person would say
 #   neither.
-# - $\lambda$, the learning rate and the number of steps were chosen for this size, on seeds that are not reported.
+# - $\lambda$, the learning rate and the number of steps were chosen for this size, on a seed that is not reported. A
+#   first run on seeds 0 to 2 sampled without clamping, which left many pictures as noise; the clamping and the first
+#   seed were changed after it, the claim's tolerances were not.
 # - One fixed set of missing classes.
 
 # %%

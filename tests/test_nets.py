@@ -6,6 +6,7 @@ from diffusers.models.attention_processor import Attention
 from torch.func import functional_call, grad
 
 from lib import nets
+from lib.parameters import UserError
 
 
 def batch(n: int = 5, seed: int = 0) -> torch.Tensor:
@@ -31,7 +32,7 @@ def test_mlp_distinguishes_neighbouring_levels():
 
 
 def test_mlp_refuses_an_unknown_level():
-    with pytest.raises(ValueError, match="level='time'"):
+    with pytest.raises(UserError, match="level: 'time'"):
         nets.MLP(level="time")
 
 
@@ -106,8 +107,10 @@ def test_unet_attends_at_the_lowest_resolution_only():
 
 
 def test_unet_refuses_a_size_that_does_not_halve():
-    with pytest.raises(ValueError, match="size=10: 3 resolutions need a multiple of 4"):
+    with pytest.raises(UserError, match="size: 10 given; 3 resolutions need a multiple of 4"):
         nets.small_unet(10)
+    with pytest.raises(UserError, match="channels: 16 at the lowest resolution"):
+        nets.small_unet(8, (16, 16))
 
 
 def test_parameter_count_of_the_trained_ones():

@@ -209,7 +209,9 @@ def tiny(lambdas: list[float], seeds: list[int], steps: int = 12) -> rdmd_toy.St
     target = eight_gaussians()
     points = rdmd_toy.draw_points(Gaussian(torch.zeros(2), 1.0), target, 64, seeds)
     fake, generator = (rdmd_toy.new_stack(seeds, 8, 2, 3.0).tiled(len(lambdas)) for _ in range(2))
-    return rdmd_toy.train_generators(points, target, fake, generator, lambdas, steps, batch=16, rate=1e-2)
+    return rdmd_toy.train_generators(
+        points, target, fake, generator, lambdas, steps, batch=16, rate=1e-2, fake_rate=1e-2
+    )
 
 
 def test_members_train_as_if_alone() -> None:
@@ -249,6 +251,24 @@ def test_teacher_training_lowers_the_denoising_error() -> None:
     rdmd_toy.train_teacher(points, stack, steps=150, batch=64, rate=5e-3, seed=0)
     assert error() < 0.5 * before
     assert not any(weight.requires_grad for weight in stack.weights)
+
+
+def test_the_warm_up_teaches_the_fake_the_law_that_the_generator_starts_with() -> None:
+    source, seeds = Gaussian(torch.zeros(2), 1.0), [0]
+    points = rdmd_toy.draw_points(source, eight_gaussians(), 500, seeds)
+    fake, generator = rdmd_toy.new_stack([1], 16, 2, 3.0), rdmd_toy.new_stack([2], 16, 2, 3.0)
+    y = generator(source.sample(2000, rng(11))).detach()
+    eps, sigma = torch.randn(2000, 2, generator=rng(12)), torch.ones(2000)
+
+    def error() -> float:
+        return float(rdmd.fake_loss(fake, y, eps, sigma).detach())
+
+    before, weights = error(), [weight.detach().clone() for weight in generator.weights]
+    rdmd_toy.train_generators(
+        points, source, fake, generator, [0.0], 1, batch=64, rate=0.0, fake_rate=5e-3, warm_up=300
+    )
+    assert error() < 0.8 * before
+    assert all(torch.equal(a, b) for a, b in zip(weights, generator.weights, strict=True))
 
 
 def test_noise_levels_are_log_uniform() -> None:
