@@ -107,7 +107,7 @@ def train_teacher(points: Points, stack: Stack, steps: int, batch: int, rate: fl
     rate
         Learning rate of Adam, falling to 0 along a cosine.
     """
-    optimizers = _optimizers(stack, rate, steps)
+    optimizers, spread = _optimizers(stack, rate, steps), float(points.target.std())
     device = stack.weights[0].device
 
     def sample(generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -116,7 +116,7 @@ def train_teacher(points: Points, stack: Stack, steps: int, batch: int, rate: fl
 
     def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         y, eps, sigma = (part.flatten(0, 1) for part in batch)
-        loss = rdmd.fake_loss(stack, y, eps, sigma, _beta(sigma))
+        loss = rdmd.fake_loss(stack, y, eps, sigma, _beta(sigma, spread))
         _descend(loss, stack.size, optimizers)
         return {"teacher": loss.detach()}
 
@@ -158,7 +158,7 @@ def train_generators(
     omega
         Weight omega(sigma) under the integral over dsigma.
     """
-    seeds = len(points.source)
+    seeds, spread = len(points.source), float(points.target.std())
     lambda_ = torch.tensor(lambdas).repeat_interleave(seeds)  # (members,)
     fake_optimizers = _optimizers(fake, fake_rate, warm_up + steps * fake_steps)
     own_optimizers = _optimizers(generator, rate, steps)
@@ -172,7 +172,7 @@ def train_generators(
         return x.to(device), [_to(device, *noise) for noise in noises]
 
     def update_fake(y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        loss = rdmd.fake_loss(fake, y, eps, sigma, _beta(sigma))
+        loss = rdmd.fake_loss(fake, y, eps, sigma, _beta(sigma, spread))
         _descend(loss, fake.size, fake_optimizers)
         return loss.detach()
 
@@ -206,9 +206,9 @@ def draw_sigma(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return (low + (high - low) * torch.rand(tuple(shape), generator=generator)).exp()
 
 
-def _beta(sigma: Tensor) -> Tensor:
-    """Weight 1 + 1 / sigma^2 of the denoising losses: EDM's for data of unit spread (Karras et al. 2022, Tab. 1)."""
-    return 1 + sigma**-2
+def _beta(sigma: Tensor, spread: float) -> Tensor:
+    """Weight of the denoising losses, EDM's: errors count alike at every level (Karras et al. 2022, Tab. 1)."""
+    return sigma**-2 + spread**-2
 
 
 def _optimizers(stack: Stack, rate: float, steps: int) -> dict:

@@ -35,7 +35,7 @@ batch: PositiveInt = 16  # images a step
 learning_rate: PositiveFloat = 1e-4  # of AdamW
 lambda_sdft: NonNegativeFloat = 1.0  # weight of both distillation terms; 0 is naive fine-tuning
 samples: PositiveInt = 12  # pictures to draw
-sampling_steps: PositiveInt = 20  # DDIM steps
+sampling_steps: PositiveInt = 20  # of ancestral sampling
 
 # %% [markdown]
 # The cell above holds every parameter, with its type and its default. Papermill replaces them
@@ -158,7 +158,11 @@ student.eval().save_pretrained(run.artefacts / "own" / "unet")
 # %%
 shape = (p.samples, *own.shape[1:])
 noise = torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
-drawn = [diffusion.sample_ddim(nets.eps_model(net), schedule, noise, p.sampling_steps) for net in (unet, student)]
+drawn = []
+for net in (unet, student):
+    later = torch.Generator().manual_seed(p.seed)  # the same noise at every step, too
+    options = {"steps": p.sampling_steps, "generator": later, "clip": True}
+    drawn.append(diffusion.sample_ddpm(nets.eps_model(net), schedule, noise, **options))
 shown = torch.cat([own[torch.arange(p.samples) % len(own)], *drawn]).clamp(-1, 1)
 figures.show(
     run,

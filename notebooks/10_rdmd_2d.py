@@ -53,10 +53,10 @@
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
-seed: NonNegativeInt = 0  # first seed
+seed: NonNegativeInt = 100  # first seed; the settings below were chosen on seeds 0 to 4
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
-seeds: PositiveInt = 5  # number of seeds
+seeds: PositiveInt = 7  # number of seeds
 lambdas: list[NonNegativeFloat] = [0.0, 0.05, 0.2, 0.5, 1.0]  # weights of the cost; must hold 0 and 0.2
 radius: PositiveFloat = 4.0  # radius of the circle of eight Gaussians
 std: PositiveFloat = 0.5  # standard deviation of each of the eight
@@ -64,12 +64,12 @@ points: PositiveInt = 5000  # training points of source and of target (the paper
 width: PositiveInt = 64  # units of a hidden layer
 depth: PositiveInt = 3  # hidden layers
 batch: PositiveInt = 64  # rows of a batch for each network
-teacher_steps: PositiveInt = 2000  # training steps of the teacher
-steps: PositiveInt = 2800  # generator steps
+teacher_steps: PositiveInt = 2500  # training steps of the teacher
+steps: PositiveInt = 2400  # generator steps
 fake_steps: PositiveInt = 1  # fake updates for each generator step
 warm_up: NonNegativeInt = 300  # fake updates before the first generator step
 rate: PositiveFloat = 1e-3  # learning rate of the generator (Adam), falling along a cosine
-fake_rate: PositiveFloat = 2e-3  # learning rate of teacher and fake, likewise
+fake_rate: PositiveFloat = 3e-3  # learning rate of teacher and fake, likewise
 judged_points: PositiveInt = 500  # held-out points a seed for every measure
 variant_seeds: PositiveInt = 2  # seeds of the variant of the set-up
 quantiles: PositiveInt = 150  # quantiles of the one-dimensional map
@@ -113,12 +113,12 @@ def draw_surfaces():
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.5), sharey=True)
     for axes_k, values, name in zip(axes, losses, ("0: matching alone", "0.2: with the cost"), strict=True):
         height = np.sqrt(values - values.min())
-        shades = axes_k.contourf(a, b, height, np.linspace(0, 2, 25), cmap="cividis", extend="max")
+        shades = axes_k.contourf(a, b, height, np.linspace(0, 2.5, 26), cmap="cividis", extend="max")
         axes_k.set(title=f"$\\lambda$ = {name}", xlabel=r"$r\,\cos\alpha$", aspect="equal")
     axes[0].set_ylabel(r"$r\,\sin\alpha$")
     axes[0].add_patch(plt.Circle((0, 0), s, fill=False, color="white", linestyle="--"))
     axes[1].plot(r_star, 0, "o", color="white", markersize=5)
-    figure.colorbar(shades, ax=axes, label=r"$\sqrt{\mathcal{L} - \min \mathcal{L}}$", ticks=[0, 0.5, 1, 1.5, 2])
+    figure.colorbar(shades, ax=axes, label=r"$\sqrt{\mathcal{L} - \min \mathcal{L}}$", ticks=[0, 0.5, 1, 1.5, 2, 2.5])
     return figure
 
 
