@@ -33,5 +33,6 @@ def test_generated_tables_are_current():
 
 
 def test_pictures_and_links_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", README):
+        target = "".join(target)
         assert (ROOT / target).exists(), target
