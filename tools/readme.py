@@ -44,8 +44,8 @@ def updated(text: str) -> str:
     """Return the README with its generated blocks written anew."""
     results = [read_results(path) for path in sorted((ROOT / "results" / "cpu").glob("*.json"))]
     for name, block in (("scorecard", scorecard(results)), ("costs", costs(results))):
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)"
-        text, found = re.subn(pattern, lambda m, b=block: m[1] + b + m[2], text, flags=re.S)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
+        text, found = re.subn(pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
         if not found:
             sys.exit(f"README.md: the block <!-- {name} --> ... <!-- end {name} --> is missing")
     return text
