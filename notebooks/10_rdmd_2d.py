@@ -53,7 +53,7 @@
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
-seed: NonNegativeInt = 100  # first seed; the settings below were chosen on seeds 0 to 4
+seed: NonNegativeInt = 100  # first seed; the settings below were chosen on seeds 0 to 6
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 seeds: PositiveInt = 7  # number of seeds
@@ -108,7 +108,7 @@ losses = [rdmd.surface(r_grid, angle_grid, s, value, weightings["one"]) for valu
 r_star = rdmd.best_radius(s, 0.2)
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_surfaces():
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.5), sharey=True)
     for axes_k, values, name in zip(axes, losses, ("0: matching alone", "0.2: with the cost"), strict=True):
@@ -200,7 +200,7 @@ run.number("r_low", min(row["lambda 0.2"] for row in sensitivity), digits=4)
 run.number("r_high", max(row["lambda 0.2"] for row in sensitivity), digits=4)
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_sensitivity():
     figure, axes = plt.subplots(figsize=(7, 3.4))
     for k, (name, values) in enumerate(radii.items()):
@@ -293,7 +293,7 @@ ot_map = rdmd_toy.transport_map(x.double().numpy(), y.double().numpy())
 frames = [*zip([f"{value:g}" for value in p.lambdas], maps, strict=True), ("exact OT", ot_map)]
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_map(axes, label, outputs):
     axes.plot(*np.stack([x.numpy(), outputs], axis=1).transpose(2, 1, 0), color=figures.ink(), lw=0.4, alpha=0.35)
     axes.plot(*x.T, ".", markersize=3, color="C0")
@@ -323,7 +323,7 @@ figures.slider(
 )
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_maps():
     chosen = [frames[zero], frames[fifth], frames[-2], frames[-1]]
     figure, axes = plt.subplots(1, 4, figsize=(7, 2.1))
@@ -349,7 +349,7 @@ figures.show(
 # optimal map has none.
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_measures():
     words = {"cost": r"cost $E|x - G|^2$", "distance": r"$W_2$ to the target", "crossings": "crossing pairs (share)"}
     figure, axes = plt.subplots(1, 4, figsize=(7, 2.5))
@@ -427,7 +427,7 @@ run.number("quantile_rms", errors[-2])
 run.number("quantile_rms_zero", errors[-1])
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_theorem():
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6))
     values = np.geomspace(0.01, 10, 60)

@@ -306,7 +306,7 @@ def arrows_of(row):
 arrows, cloud = arrows_of(0)
 
 
-# %%
+# %% tags=["hide-input"]
 def panel_arrows(axis):
     """Draw the arrows of the first draw over its adversarial noise, as in Fig. 2a."""
     axis.scatter(*cloud.T, s=2, color=figures.ink(), alpha=0.2, linewidths=0)
@@ -336,7 +336,7 @@ def panel_errors(axis):
     axis.legend(loc="lower right", fontsize=7)
 
 
-# %%
+# %% tags=["hide-input"]
 def figure_a1():
     """Draw both panels."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(1, 1.15))
@@ -439,7 +439,7 @@ run.number("axis_ratio_paper", clouds[1][1])
 run.number("axis_ratio_1", clouds[-1][1])
 
 
-# %%
+# %% tags=["hide-input"]
 def frame(points, ratio, axis_direction):
     """Return a function that draws the noise and its long axis."""
 
@@ -574,7 +574,7 @@ def heat(axis, name):
     return shown
 
 
-# %%
+# %% tags=["hide-input"]
 def figure_heat():
     """Draw the heat-maps of plain fine-tuning and ANT."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
@@ -607,7 +607,7 @@ run.number("first_coordinate_ant", ends["ANT"][..., 0].mean(1).numpy())
 # seen, and the curve over steps says more than one number.
 
 
-# %%
+# %% tags=["hide-input"]
 def figure_steps():
     """Draw W2 to the target over the fine-tuning steps, with 95 % intervals over draws."""
     figure, axis = plt.subplots(figsize=(7, 3.2))
@@ -652,7 +652,7 @@ run.table(
 run.number("gain_best_gamma", measured[0][0] - np.min([m[0] for m in measured[1:]], axis=0))
 
 
-# %%
+# %% tags=["hide-input"]
 def cloud_frame(x, label):
     """Return a function that draws samples, shots and target."""
 

@@ -166,7 +166,7 @@ else:
 eps_source = nets.eps_model(unet)
 timesteps = torch.arange(p.every, schedule.T, p.every)
 x0 = data.printed(unet.config.sample_size).images
-w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps].numpy() for gamma in (3, 50))
+w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps] for gamma in (3, 50))
 
 
 # %%
@@ -191,7 +191,7 @@ at_100, at_900 = (on_noise[:, (timesteps == t).nonzero().item()] for t in (100, 
 run.number("error_100", at_100)
 run.number("error_900", at_900)
 run.number("error_usual_100", on_images[:, (timesteps == 100).nonzero().item()])
-rows = zip(timesteps.tolist(), on_noise.mean(0).tolist(), on_images.mean(0).tolist(), w_3, w_50, strict=True)
+rows = zip(timesteps.tolist(), on_noise.mean(0).tolist(), on_images.mean(0).tolist(), w_3.tolist(), w_50.tolist(), strict=True)
 names = "timestep", "error on pure noise", "on noisy images", "weight, gamma 3", "weight, gamma 50"
 run.table("error on pure noise", [dict(zip(names, map(float, row), strict=True)) for row in rows if row[0] % 100 == 0])
 

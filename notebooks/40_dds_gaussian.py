@@ -159,7 +159,7 @@ run.table(
 )
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_trade() -> Figure:
     """Draw the edit against the background."""
     figure, axis = plt.subplots(figsize=(5.2, 3.4))
@@ -203,7 +203,7 @@ def directions(t: int) -> list[torch.Tensor]:
     return [x[0].cpu() for x in (schedule.add_noise(picture, noise[0], times), sds.norm(dim=1), delta.norm(dim=1))]
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_directions(t: int) -> Figure:
     """Draw one frame of the slider."""
     noisy, *maps = directions(t)
@@ -278,7 +278,7 @@ def panels(done: dds.Edit) -> list[torch.Tensor]:
     return [(done.z[0].permute(1, 2, 0) / 8 + 0.5).clamp(0, 1).cpu(), *maps]
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_saliency() -> Figure:
     """Draw both saliency maps; each update map has its own scale, all accumulated maps share one."""
     figure, axes = plt.subplots(3, 7, figsize=(7, 2.9))
@@ -462,7 +462,7 @@ gap = max((cosines[key].mean(dim=1) - closed[key]).abs().max().item() for key in
 print(f"closed form and measurement differ by at most {gap:.4f}")
 
 
-# %%
+# %% tags=["hide-input"]
 def draw_cosines() -> Figure:
     """Draw both readings beside the paper's curve."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.0), sharey=True)
