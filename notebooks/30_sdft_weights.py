@@ -191,7 +191,8 @@ at_100, at_900 = (on_noise[:, (timesteps == t).nonzero().item()] for t in (100, 
 run.number("error_100", at_100)
 run.number("error_900", at_900)
 run.number("error_usual_100", on_images[:, (timesteps == 100).nonzero().item()])
-rows = zip(timesteps.tolist(), on_noise.mean(0).tolist(), on_images.mean(0).tolist(), w_3.tolist(), w_50.tolist(), strict=True)
+columns = timesteps, on_noise.mean(0), on_images.mean(0), w_3, w_50
+rows = zip(*(column.tolist() for column in columns), strict=True)
 names = "timestep", "error on pure noise", "on noisy images", "weight, gamma 3", "weight, gamma 50"
 run.table("error on pure noise", [dict(zip(names, map(float, row), strict=True)) for row in rows if row[0] % 100 == 0])
 
