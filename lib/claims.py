@@ -110,9 +110,16 @@ def judge(claim_id: str, entry: dict[str, Any], measured: dict[str, Any]) -> dic
     checks = []
     for check in entry["checks"]:
         spread = interval(measured[check["name"]])
-        words = text(spread, check.get("unit", ""))
+        words = text(spread, check.get("unit", ""), _digits(check))
         checks.append({"role": "main", **check, **spread, "text": words, "holds": holds(check, spread)})
     return {"verdict": verdict(checks), "checks": checks, "entry": entry}
+
+
+def _digits(check: dict[str, Any]) -> int:
+    """Return how many significant digits show whether a number lies within the check's tolerance; at least 3."""
+    if check["rule"] != "equal" or not check["value"] or not check["tolerance"]:
+        return 3
+    return max(3, math.ceil(math.log10(abs(check["value"]) / check["tolerance"])))
 
 
 def verdict(checks: Iterable[dict[str, Any]]) -> str:

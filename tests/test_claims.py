@@ -68,6 +68,12 @@ def test_numbers_read_well():
     assert claims.text(claims.interval([1.0, 1.1, 1.2]), "deg") == "1.10 [0.852, 1.35] deg"
 
 
+def test_numbers_show_as_many_digits_as_their_tolerance():
+    check = {"name": "r", "what": "r", "rule": "equal", "value": 1.3618, "tolerance": 0.0001}
+    judged = claims.judge("T1", {**ENTRY, "checks": [check]}, {"r": 1.36182})
+    assert judged["checks"][0]["text"] == "1.3618"
+
+
 def test_claims_file_is_complete():
     entries = claims.load(ROOT / "claims.yaml")
     carried = {"R": 6, "A": 6, "S": 6, "D": 7, "L": 4, "X": 2}
