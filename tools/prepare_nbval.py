@@ -11,6 +11,7 @@ import sys
 
 import nbformat
 import yaml
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from tools.notebooks import NOTEBOOKS, ROOT, names
@@ -26,7 +27,7 @@ def main() -> None:
             sys.exit(f"notebooks/{name}.ipynb is missing; run `make book` and `make refresh` to store it")
         parameters = yaml.safe_load((NOTEBOOKS / "profiles" / "smoke" / f"{name}.yaml").read_text(encoding="utf-8"))
         parameters["out"] = str(folder)
-        notebook = parameterize_notebook(nbformat.read(stored, as_version=4), parameters)
+        notebook = parameterize_notebook(load_notebook_node(str(stored)), parameters)
         notebook.metadata.pop("widgets", None)
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
 
