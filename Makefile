@@ -8,7 +8,7 @@ BIN := .venv/bin
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
-.PHONY: help setup book test lab preview refresh compare claims bench lint unit nbval book-check lock clean
+.PHONY: help setup book test lab preview refresh compare claims bench lint unit nbval book-check lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
