@@ -15,9 +15,8 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lib.results import UserError
+from lib.results import PROFILES, UserError
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
 DATA_TYPES = (bool, int, float, str, list, tuple, dict, type(None))

@@ -19,7 +19,7 @@ from scipy import integrate, optimize
 from torch import Tensor
 
 from lib.diffusion import karras_sigmas
-from lib.parameters import UserError
+from lib.parameters import UserError, non_negative
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,7 +71,7 @@ def generator_loss(
     UserError
         If lambda_ is negative.
     """
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
     y = generator(x)
     with torch.no_grad():
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))  # (n, 1, ...)
@@ -103,11 +103,6 @@ def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Tenso
     level = sigma.reshape(-1, *[1] * (y.ndim - 1))  # (n, 1, ...)
     error = (fake(y + level * eps, sigma) - y).square().flatten(1).sum(1)  # (n,)
     return (beta * error).mean()
-
-
-def _non_negative(lambda_: Tensor | float) -> None:
-    if float(torch.as_tensor(lambda_).min()) < 0:
-        raise UserError(f"lambda_: {float(torch.as_tensor(lambda_).min()):g} given; the cost's weight is 0 or larger")
 
 
 # ---------------------------------------------------------------------------- weightings: int omega(sigma) dsigma
@@ -168,7 +163,7 @@ def surface(r: np.ndarray, alpha: np.ndarray, s: float, lambda_: float, weightin
     UserError
         If lambda_ is negative.
     """
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
     divergence = gaussian_kl(np.asarray(r)[..., None], s, weighting.sigmas) @ weighting.weights
     return divergence + lambda_ * transport_cost(r, alpha)
 
@@ -204,13 +199,13 @@ def best_radius(s: float, lambda_: float) -> float:
     UserError
         If lambda_ is negative.
     """
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
     return s * (math.pi + 4 * lambda_) / (math.pi + 4 * lambda_ * s)
 
 
 def best_radius_sigma(s: float, lambda_: float) -> float:
     """Radius of the minimum for omega = sigma: root of ``r ln(s / r) = 2 lambda (r - 1)`` between 1 and s."""
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
     root = partial(optimize.brentq, a=1.0, b=s, xtol=1e-14)
     return float(root(lambda r: r * math.log(s / r) - 2 * lambda_ * (r - 1)))
 
@@ -220,7 +215,7 @@ def stationary_radius(s: float, lambda_: float, weighting: Weighting) -> float:
 
     ``I(r)`` is the integral of ``omega / ((s^2 + sigma^2) (r^2 + sigma^2))``; s must be above 1.
     """
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
 
     def slope(r: float) -> float:
         squares = weighting.sigmas**2
@@ -240,7 +235,7 @@ def minimum_by_quadrature(
 
     The gradient is integrated too: a search on values alone ends about 1e-6 away.
     """
-    _non_negative(lambda_)
+    non_negative(lambda_=lambda_)
 
     def gradient_in_r(r: float) -> float:
         def integrand(sigma: float) -> float:

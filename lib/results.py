@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = 1
+PROFILES = ("smoke", "cpu", "gpu", "paper")
 
 
 class UserError(Exception):

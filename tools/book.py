@@ -23,9 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also without an installed package
 
-from lib.results import UserError, read_results  # noqa: E402
+from lib.results import PROFILES, UserError, read_results  # noqa: E402
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^(\w+Error|Could not import|No module)\b")
 PROGRESS = re.compile(r"^\s*(.*:\s*)?\d*%?\|")  # the plain text of a tqdm bar

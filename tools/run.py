@@ -7,10 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("smoke", "cpu", "gpu", "paper")
+from lib.results import PROFILES, ROOT
 
 
 def main() -> int:
