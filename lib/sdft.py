@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib import finetune as finetuning
 from lib.diffusion import Model, Schedule
 from lib.nets import eps_model
 from lib.parameters import UserError, non_negative
-from lib.train import History, train
+from lib.train import History
 
 
 def weight(schedule: Schedule, gamma: float) -> Tensor:
@@ -151,7 +152,7 @@ def finetune(
     steps, batch, lr
         Length of the training, images a step (drawn with replacement), learning rate.
     on_step
-        ``on_step(i, student)`` after step i = 1, ..., steps.
+        ``on_step(i, student)`` after step i = 1, ..., steps; the student is in evaluation mode inside it.
     **terms
         The lambdas and gammas of :func:`loss`.
 
@@ -164,29 +165,15 @@ def finetune(
     student = copy.deepcopy(source).to(memory_format=layout).requires_grad_(True).train()
     teacher = copy.deepcopy(source).to(memory_format=layout).requires_grad_(False).eval()
     models = eps_model(student), eps_model(teacher)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0, fused=True)
 
-    def sample(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        index = torch.randint(len(images), (batch,), generator=generator)
-        t = torch.randint(schedule.T, (batch,), generator=generator)
-        eps = torch.randn(batch, *images.shape[1:], generator=generator)  # (batch, c, h, w)
-        return images[index.to(images.device)], t.to(images.device), eps.to(images.device)
+    def total(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss(*models, schedule, x0, t, eps, **terms)
 
-    def step(drawn: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        total, parts = loss(*models, schedule, *drawn, **terms)
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        return parts
-
-    def after(i: int, values: dict[str, float]) -> None:
-        if on_step:
-            on_step(i, student)
-
-    history = train(
-        step, sample, {"student": student}, {"student": optimizer}, steps, seed, on_step=after, progress=progress
+    after = None if on_step is None else lambda i: on_step(i, student)
+    history = finetuning.finetune(
+        student, schedule, images, total, steps, batch, lr, seed, on_step=after, progress=progress
     )
-    return student.eval(), history
+    return student, history
 
 
 def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> float:

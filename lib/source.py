@@ -94,6 +94,39 @@ def classifier(
     return load_classifier(folder, device)
 
 
+def shared(
+    artefacts: Path, source: Path | str = "", steps: int = 1600, judge_steps: int = 400, device: Device = "cpu"
+) -> tuple[UNet2DModel, Schedule, metrics.Classifier]:
+    """Return what the image notebooks start from: source model, its noise schedule and the classifier that judges.
+
+    Parameters
+    ----------
+    artefacts
+        Folder of trained models that notebooks share. What it lacks is trained there.
+    source
+        Folder of another source model in diffusers' layout; empty: the one in `artefacts`.
+    steps, judge_steps
+        Training steps of source model and classifier, if there are none yet.
+
+    Raises
+    ------
+    UserError
+        As `load`, `source_model` and `classifier`; or the two do not take the same images.
+    """
+    folder, judge_folder = Path(source or artefacts / "source"), artefacts / "classifier"
+    found = source or folder.exists()
+    unet, schedule = load(folder, device) if found else source_model(folder, steps=steps, device=device)
+    known = judge_folder.exists()
+    judge = (
+        load_classifier(judge_folder, device) if known else classifier(judge_folder, steps=judge_steps, device=device)
+    )
+    size, channels = unet.config["sample_size"], unet.config["in_channels"]
+    if (size, channels) != (judge.size, 1):
+        text = f"images {channels} x {size} x {size} given; the classifier takes 1 x {judge.size} x {judge.size}"
+        raise UserError(f"source: {text}")
+    return unet, schedule, judge
+
+
 def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Schedule]:
     """Load a model and its noise schedule from a folder of diffusers' pipeline layout.
 

@@ -77,31 +77,14 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from tqdm.auto import tqdm
 
 from lib import data, diffusion, figures, metrics, nets, record, sdft
-from lib.source import classifier, load, load_classifier, source_model
+from lib.source import shared
 
 run = record.start("60_finetune", globals())
 p = run.parameters
 
 # %%
-if p.profile == "paper":
-    text = "hub weights and own folders are not available in this notebook; its largest profile is 'gpu'"
-    raise record.UserError(f"profile 'paper': {text}")
-
-# %%
-folder, judge_folder = p.source or run.artefacts / "source", run.artefacts / "classifier"
-trained = p.source or folder.exists()
-options = {"device": run.device}
-unet, schedule = load(folder, **options) if trained else source_model(folder, steps=p.source_steps, **options)
-known = judge_folder.exists()
-judge = load_classifier(judge_folder, **options) if known else classifier(judge_folder, steps=p.judge_steps, **options)
-
-# %%
-side, channels = unet.config.sample_size, unet.config.in_channels
-if (side, channels) != (judge.size, 1):
-    raise record.UserError(
-        f"source: images {channels} x {side} x {side} given; the classifier takes 1 x {judge.size} x {judge.size}"
-    )
-digits = data.handwritten(side)
+unet, schedule, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+digits = data.handwritten(judge.size)
 missing = [k for k in range(10) if k not in data.KEPT]
 full_target = metrics.judge(judge, digits.images).features
 
@@ -152,8 +135,7 @@ def run_arm(values, images, noise, source_verdicts, seed):
 
     def check(i, student):
         if i in checkpoints:
-            seen[i] = sample(student.eval(), noise, seed)
-            student.train()
+            seen[i] = sample(student, noise, seed)
 
     settings = {"batch": p.batch, "lr": p.lr, "seed": seed} | dict(zip(terms, values, strict=True))
     student, _ = sdft.finetune(unet, schedule, images, max(checkpoints), on_step=check, progress=False, **settings)
