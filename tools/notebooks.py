@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 # A notebook that loads what another one trained.
-NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", "60_finetune")}
+IMAGES = ("60_finetune", "62_ant", "63_translate", "64_asyrp", "66_ant_sensitivity", "67_own_images")
+NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", *IMAGES)}
 
 
 def names() -> list[str]:
