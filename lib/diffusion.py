@@ -164,13 +164,13 @@ def sample_ddpm(
         No generator; `steps` out of range.
     """
     x = x_T
-    for t, previous in _descending(schedule, schedule.T if steps is None else steps):
+    for t, previous in trajectory(schedule, schedule.T if steps is None else steps):
         x0 = _estimate(model, schedule, x, t, clip)[0]
-        a, a_prev = _alpha_bar(schedule, t), _alpha_bar(schedule, previous)
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
         beta = 1 - a / a_prev
         x = (a_prev**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - a_prev) * x) / (1 - a)
         if previous >= 0:
-            x = x + (beta * (1 - a_prev) / (1 - a)) ** 0.5 * _draw(x, generator)
+            x = x + (beta * (1 - a_prev) / (1 - a)) ** 0.5 * draw_like(x, generator)
     return x
 
 
@@ -208,13 +208,13 @@ def sample_ddim(
         `steps` or `start` out of range; `eta` positive without a generator.
     """
     x = x_T
-    for t, previous in _descending(schedule, steps, start):
+    for t, previous in trajectory(schedule, steps, start):
         x0, eps = _estimate(model, schedule, x, t, clip)
-        a, a_prev = _alpha_bar(schedule, t), _alpha_bar(schedule, previous)
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
         spread = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5  # sigma_t of Eq. 16
         x = a_prev**0.5 * x0 + (1 - a_prev - spread**2) ** 0.5 * eps
         if spread > 0:
-            x = x + spread * _draw(x, generator)
+            x = x + spread * draw_like(x, generator)
     return x
 
 
@@ -245,11 +245,11 @@ def invert_ddim(
         `steps` or `stop` out of range.
     """
     x = x0
-    for t, previous in reversed(_descending(schedule, steps, stop)):
-        a, a_prev = _alpha_bar(schedule, t), _alpha_bar(schedule, previous)
+    for t, previous in reversed(trajectory(schedule, steps, stop)):
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
         target = x
         for _ in range(iterations):
-            eps = model(target, _batch(t, x))
+            eps = model(target, batch_of(t, x))
             target = (a / a_prev) ** 0.5 * (x - (1 - a_prev) ** 0.5 * eps) + (1 - a) ** 0.5 * eps
         x = target
     return x
@@ -297,31 +297,48 @@ def eps_from_denoiser(denoise: Callable[[Tensor, Tensor], Tensor], schedule: Sch
     return model
 
 
-def _descending(schedule: Schedule, steps: int, start: int | None = None) -> list[tuple[int, int]]:
-    """Pairs (timestep, next less noisy timestep), the last one ending at -1, the clean sample."""
+def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list[tuple[int, int]]:
+    """Return the steps of a walk from `start` (default: the noisiest) down: pairs (timestep, next less noisy one).
+
+    The last pair ends at -1, the clean sample.
+
+    Raises
+    ------
+    UserError
+        `steps` is out of range, or `start` is not one of ``ddim_timesteps(T, steps)``.
+    """
     grid = ddim_timesteps(schedule.T, steps).tolist()
     if start is not None and start not in grid:
-        ends = f"{grid[0]}, {grid[1]}, ..., {grid[-1]}" if len(grid) > 1 else "0"
-        raise UserError(f"timestep {start} is not on the grid of {steps} steps: give one of {ends}")
+        some = ", ".join(map(str, [*grid[:3], "...", grid[-1]] if len(grid) > 4 else grid))
+        raise UserError(f"start: timestep {start} given; {steps} steps have {some}: give one of these")
     levels = [t for t in reversed(grid) if start is None or t <= start]
     return list(zip(levels, [*levels[1:], -1], strict=True))
 
 
 def _estimate(model: Model, schedule: Schedule, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
-    eps = model(x, _batch(t, x))
+    eps = model(x, batch_of(t, x))
     x0 = schedule.x0_from_eps(x, eps, t)
     return (x0.clamp(-1, 1) if clip else x0), eps
 
 
-def _alpha_bar(schedule: Schedule, t: int) -> float:
+def alpha_bar_at(schedule: Schedule, t: int) -> float:
+    """Return alpha_bar_t; 1 at t = -1, the clean sample."""
     return float(schedule.alpha_bar[t]) if t >= 0 else 1.0
 
 
-def _batch(t: int, x: Tensor) -> Tensor:
+def batch_of(t: int, x: Tensor) -> Tensor:
+    """Return timestep t for every sample of x, (B,)."""
     return torch.full((len(x),), t, device=x.device)
 
 
-def _draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise like x, drawn on the generator's device.
+
+    Raises
+    ------
+    UserError
+        There is no generator.
+    """
     if generator is None:
         raise UserError("generator: this sampler draws noise; give a torch.Generator with a seed of your choice")
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,7 +307,7 @@ class Crash(BaseException):
     """Stands for a kill at one exact file operation."""
 
 
-OPERATIONS = [(os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (loop.shutil, "rmtree")]
+OPERATIONS = [(os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (shutil, "rmtree")]
 
 
 def crash_at(monkeypatch, n):
