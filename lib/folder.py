@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +24,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 DAMAGED = ("refuse", "skip")
 LONG = 1.5  # a longer side above this many shorter ones: the centre crop loses more than a third
 NAMED = 20  # names shown of a longer list
+CHUNK = 256  # files opened at a time
 FORMAT = 1  # of the kept copies
 
 
@@ -115,7 +117,8 @@ def read(
     names = [path.relative_to(folder).as_posix() for path in files]
     stats = [path.stat() for path in files]
     marks = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
-    return collect(names, files, size, channels, damaged, f"image folder {folder}", cache, marks, threads)
+    items = zip(names, files, strict=True)
+    return collect(items, size, channels, damaged, f"image folder {folder}", cache, marks, threads)
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -125,8 +128,7 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def collect(
-    names: Sequence[str],
-    files: Sequence[Path | IO[bytes]],
+    files: Iterable[tuple[str, Path | IO[bytes]]],
     size: int,
     channels: int,
     damaged: str,
@@ -135,12 +137,12 @@ def collect(
     marks: Any = None,
     threads: int | None = None,
 ) -> Read:
-    """Decode image files (paths or opened files) side by side, or take the copy kept in `cache`; see `read`.
+    """Decode image files side by side, or take the copy kept in `cache`; see `read`.
 
     Parameters
     ----------
-    names, files
-        One name each.
+    files
+        Names, and paths or opened files.
     where
         What messages call the place.
     marks
@@ -154,12 +156,15 @@ def collect(
     kept = None if cache is None or marks is None else Path(cache).expanduser() / f"images-{key}.safetensors"
     found = _load(kept) if kept else None
     if found is None:
-        found = _decoded(names, files, size, channels, threads)
-        if kept and len(found.names):
+        found = _decoded(files, size, channels, threads)
+        if kept and found.names:
             header = {"read": json.dumps([found.names, found.skipped, found.hints])}
             write_atomic(kept, save({"images": found.images}, metadata=header))
+    if not found.names and not found.skipped:
+        raise UserError(f"{where} holds no image")
     if found.skipped and (damaged == "refuse" or not found.names):
-        what = f"{len(found.skipped)} of {len(names)} files in {where} cannot be read: {listed(found.skipped)}"
+        n = len(found.skipped) + len(found.names)
+        what = f"{len(found.skipped)} of {n} files in {where} cannot be read: {listed(found.skipped)}"
         raise UserError(f"{what}; repair or remove them" + (", or set damaged to skip" if found.names else ""))
     return found._replace(images=found.images.float() / 127.5 - 1)
 
@@ -170,21 +175,23 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _decoded(
-    names: Sequence[str], files: Sequence[Path | IO[bytes]], size: int, channels: int, threads: int | None
-) -> Read:
+def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels: int, threads: int | None) -> Read:
     """Read all files; images stay bytes, (n, channels, size, size) uint8."""
 
-    def one(file: Path | IO[bytes]) -> tuple[torch.Tensor, tuple[int, int]] | str:
+    def one(item: tuple[str, Path | IO[bytes]]) -> tuple[str, torch.Tensor | str, tuple[int, int]]:
+        name, file = item
         try:
-            return _pixels(file, size, channels)
+            return name, *_pixels(file, size, channels)
         except Exception as error:  # decoders report a damaged file in many ways
-            return _reason(error)
+            return name, _reason(error), (0, 0)
 
+    results: list[tuple[str, torch.Tensor | str, tuple[int, int]]] = []
+    queue = iter(files)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # Pillow decodes and resizes outside Python's lock
-        results = list(pool.map(one, files))
-    good = [(name, *result) for name, result in zip(names, results, strict=True) if not isinstance(result, str)]
-    skipped = [f"{name} ({result})" for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+        while part := list(itertools.islice(queue, CHUNK)):
+            results += pool.map(one, part)
+    good = [(name, pixels, whole) for name, pixels, whole in results if isinstance(pixels, torch.Tensor)]
+    skipped = [f"{name} ({reason})" for name, reason, _ in results if isinstance(reason, str)]
     pixels = [image for _, image, _ in good]
     stacked = torch.stack(pixels) if pixels else torch.empty(0, channels, size, size, dtype=torch.uint8)
     return Read(stacked, [name for name, *_ in good], skipped, _hints([(n, s) for n, _, s in good], size))

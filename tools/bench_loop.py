@@ -9,6 +9,8 @@ the loop by itself, without noise from a network.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
 import time
@@ -95,19 +97,25 @@ def table(rows: list[dict[str, Any]], rounds: int) -> str:
     return "\n".join(lines)
 
 
+def run(rounds: int) -> list[dict[str, Any]]:
+    """Measure all rows, with the loop's progress bars out of the way."""
+    torch.manual_seed(0)
+    schedule = diffusion.linear()
+    unet, mlp = nets.small_unet(16), nets.MLP()
+    image_job = case(unet, nets.eps_model(unet), (64, 1, 16, 16), schedule)
+    with contextlib.redirect_stderr(io.StringIO()):
+        rows = measure("U-Net 16x16, batch 64", image_job, 2, rounds)
+        rows += measure("MLP 2-D, batch 512", case(mlp, mlp, (512, 2), schedule), 100, rounds)
+        return rows + measure("nothing", nothing(), 2000, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=21, help="bare and full loops each take this many turns")
     parser.add_argument("--json", type=Path, help="write the table there as well")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    schedule = diffusion.linear()
-    unet, mlp = nets.small_unet(16), nets.MLP()
-    image_job = case(unet, nets.eps_model(unet), (64, 1, 16, 16), schedule)
-    rows = measure("U-Net 16x16, batch 64", image_job, 2, options.rounds)
-    rows += measure("MLP 2-D, batch 512", case(mlp, mlp, (512, 2), schedule), 100, options.rounds)
-    rows += measure("nothing", nothing(), 2000, options.rounds)
+    rows = run(options.rounds)
     print(table(rows, options.rounds))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

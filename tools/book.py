@@ -267,7 +267,7 @@ def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
         numbers = {key: {"text": value["text"]} for key, value in result["numbers"].items()}
         kept[name] = {"numbers": numbers, **{k: result[k] for k in ("claims", "figures", "provenance", "parameters")}}
     claims = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
-    data = {"profile": sources.profile, "claims": claims, "results": kept, "costs": costs(sources)}
+    data = {"profile": sources.profile, "claims": claims, "results": kept, "costs": costs(sources), "bench": bench()}
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
@@ -283,6 +283,11 @@ def costs(sources: Sources) -> dict[str, dict[str, Any]]:
         if files:
             table[profile] = {name: cost(read_results(path)) for name, path in sorted(files.items())}
     return table
+
+
+def bench() -> dict[str, Any]:
+    """Return what `make bench` left in `results/bench`: cpu or gpu -> its file."""
+    return {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))}
 
 
 def cost(result: dict[str, Any]) -> dict[str, Any]:

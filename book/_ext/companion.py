@@ -128,6 +128,16 @@ class Costs(FromResults):
         return markup.costs(data, self.link)
 
 
+class Bench(FromResults):
+    """What `make bench` measured; the argument is cpu or gpu."""
+
+    required_arguments = 1
+
+    def html(self, data: dict[str, Any]) -> str:
+        """Return one table a section, or a line if it was not run."""
+        return markup.bench(data, self.arguments[0])
+
+
 class Versions(FromResults):
     """The package versions behind the results shown."""
 
@@ -182,6 +192,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "scorecard-short": ScorecardShort,
         "claim": Claim,
         "costs": Costs,
+        "bench": Bench,
         "versions": Versions,
         "result-figure": ResultFigure,
     }.items():

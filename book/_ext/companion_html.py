@@ -166,6 +166,31 @@ def _cost_table(profile: str, runs: dict[str, Any], pages: set[str], link: Link)
     )
 
 
+def bench(data: dict[str, Any], kind: str) -> str:
+    """Return the tables of `make bench` on a cpu or gpu, or that it was not run."""
+    found = data.get("bench", {}).get(kind)
+    if found is None:
+        return f"<p><code>{escape(kind)}</code>: not run for this edition.</p>"
+    source = found["provenance"]
+    threads = f"{source['cpu']}, {source['threads']} thread{'s' * (source['threads'] > 1)}"
+    state = f"{source['commit'][:10]}{' with local changes' * bool(source['dirty'])}"
+    tables = "".join(_bench_table(title, rows) for title, rows in found["sections"].items())
+    where = [source["gpu"] or threads, source["clock"], f"torch {source['versions']['torch']}", source["finished"]]
+    return f"<p>{escape('; '.join(where))}; commit <code>{state}</code>.</p>{tables}"
+
+
+def _bench_table(title: str, rows: list[dict[str, Any]]) -> str:
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("what", "measured", "goal"))
+    body = ""
+    for row in rows:
+        note = f'<br><span class="where">{escape(row["note"])}</span>' if row["note"] else ""
+        mark = {True: ", met", False: ", not met", None: ""}[row["met"]]
+        value = f"{claims.number(row['value'])} {escape(row['unit'])}"
+        body += f"<tr><td>{escape(row['what'])}{note}</td><td>{value}</td><td>{escape(row['goal'])}{mark}</td></tr>"
+    table = f'<table class="bench"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<p class="cost-title">{escape(title)}</p><div class="table-box">{table}</div>'
+
+
 def versions(data: dict[str, Any]) -> str:
     """Return the versions recorded with the results; more than one where notebooks ran under different ones."""
     seen: dict[str, set[str]] = {}
