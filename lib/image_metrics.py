@@ -1,4 +1,4 @@
-"""Measures on images themselves: PSNR, SSIM, precision and recall, copies of training images, FID and KID of folders.
+"""Measures on images themselves: PSNR, SSIM, precision and recall, FID and KID of folders.
 
 None of these numbers means anything without its protocol: how many images of which sets, in which features, resized
 how. :func:`protocol` writes it in one line.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from lib.metrics import kernel_distance, nearest
+from lib.metrics import kernel_distance
 from lib.parameters import UserError
 
 with warnings.catch_warnings():
@@ -125,23 +125,6 @@ def _inside(points: Tensor, manifold: Tensor, k: int) -> float:
     radius = torch.cat(blocks)  # (m,), the nearest of all is the member itself
     inside = [(torch.cdist(part, manifold) <= radius).any(1) for part in points.split(ROWS)]
     return torch.cat(inside).double().mean().item()
-
-
-def copies(images: Tensor, training: Tensor, held_out: Tensor, level: float = 0.01) -> float:
-    """Return the share of images that lie nearer to a training image than real images that were held out usually do.
-
-    "Nearer" is below the `level` quantile of the held-out images' root-mean-square pixel distances to their nearest
-    training images (:func:`lib.metrics.nearest`). A model that draws new images of the same kind scores about `level`.
-
-    Raises
-    ------
-    UserError
-        The level is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise UserError(f"level: {level:g} given; it should be between 0 and 1")
-    usual = nearest(held_out, training)[0].double().quantile(level)
-    return (nearest(images, training)[0] < usual).double().mean().item()
 
 
 class FolderDistances(NamedTuple):

@@ -28,7 +28,7 @@ from torch import Tensor
 from lib import hub, methods
 from lib.adaptor import Adaptor
 from lib.estimate import estimate
-from lib.finetune import finetune
+from lib.finetune import best, finetune
 from lib.folder import Read, listed
 from lib.hub import Source
 from lib.methods import GUIDED, Student, student
@@ -49,7 +49,8 @@ def run(s: Settings, progress: bool = True) -> dict[str, Any]:
 
     The folder ``out`` then holds ``model`` (diffusers' layout; with an adaptor the source's weights and the adaptor
     beside them, see `load`), ``samples`` (PNG files), ``samples.png`` (source and student from equal noise, nearest
-    training images), ``metrics.json``, ``logs`` (TensorBoard), ``checkpoints`` and ``job.json``. A job that was stopped
+    training images), ``metrics.json``, ``logs`` (TensorBoard), ``checkpoints`` and ``job.json``; if it was asked to
+    score, also ``best``, the model of the lowest score. A job that was stopped
     goes on from its newest checkpoint; one that is finished is not done again.
 
     With more processes than one, and unless it is one of them, this starts ``python -m lib.job`` by accelerate's
@@ -211,6 +212,11 @@ def _work(s: Settings, out: Path, source: Source, found: Read, device: torch.dev
     options: dict[str, Any] = {"sampler": s.sampler, "steps": s.sampling_steps, "seed": s.seed}
     shape, model = found.images.shape[1:], hub.mean_model(pupil.unet)
     fixed = {**s.model_dump(mode="json", exclude={*FREE, "out", "device"}), "checksum": _digest(found)}
+    score = None
+    if s.score_every and accelerator.is_main_process:
+        from lib import report  # much to import, and only here
+
+        score = report.scorer(s, out, source.schedule, model, shape, device)
     history = finetune(
         pupil.trained,
         source.schedule,
@@ -237,6 +243,8 @@ def _work(s: Settings, out: Path, source: Source, found: Read, device: torch.dev
         if s.grid_every
         else None,
         grid_every=s.grid_every or 1,
+        score=score,
+        score_every=s.score_every or 1,
     )
     if accelerator.is_main_process:
         from lib import report  # much to import, and only here
@@ -260,6 +268,11 @@ def _work(s: Settings, out: Path, source: Source, found: Read, device: torch.dev
             },
             **report.write(s, out, source, model, found, device, progress),
         }
+        if s.score_every:
+            weights, step, kid = best(out / "checkpoints")
+            pupil.trained.load_state_dict(weights)
+            _save(s, out, pupil, source, "best")
+            metrics["best"] = {"step": step, "kid": kid, "samples": s.score_samples}
         write_atomic(out / METRICS, json.dumps(metrics, indent=1) + "\n")
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -293,7 +306,7 @@ def _classifier(
     return classifier
 
 
-def _save(s: Settings, out: Path, pupil: Student, source: Source) -> None:
+def _save(s: Settings, out: Path, pupil: Student, source: Source, name: str = "model") -> None:
     """Put the model in place, complete."""
     draft = Path(tempfile.mkdtemp(dir=out, prefix=".model."))
     plain: Any = torch.contiguous_format
@@ -303,8 +316,8 @@ def _save(s: Settings, out: Path, pupil: Student, source: Source) -> None:
         about = {"source": s.source, "method": s.method, "load": "lib.job.load(FOLDER), or Adaptor.load(unet, FILE)"}
         write_atomic(draft / "adaptor.json", json.dumps(about, indent=1) + "\n")
     draft.chmod(0o755)
-    shutil.rmtree(out / "model", ignore_errors=True)
-    draft.rename(out / "model")
+    shutil.rmtree(out / name, ignore_errors=True)
+    draft.rename(out / name)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from lib import figures, hub, image_metrics, metrics, perceptual, source
-from lib.diffusion import Model
+from lib.diffusion import Model, Schedule
 from lib.folder import Read
 from lib.hub import Source
 from lib.methods import BATCH, sample
@@ -129,6 +130,42 @@ def _intra_lpips(
     return {"value": value, "spread": spread, "counts": list(found.counts), "protocol": found.protocol}
 
 
+def scorer(
+    s: Settings, out: Path, schedule: Schedule, model: Model, shape: torch.Size, device: torch.device
+) -> Callable[[], float]:
+    """Return a function that samples `model` and returns KID against the reference images, always from the same noise.
+
+    Raises
+    ------
+    UserError
+        The reference cannot be read, or Inception's weights are neither there nor can they be downloaded.
+    """
+    reference = _reference(s, out, shape)
+    options: dict[str, Any] = {"sampler": s.sampler, "steps": s.sampling_steps, "seed": s.seed}
+    place = out / "scored"
+
+    def features(images: Tensor) -> Tensor:  # (n, 2048)
+        write_images(place, images)
+        try:
+            return _inception(place, device)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+    of_reference = features(reference.images)
+
+    def score() -> float:
+        drawn = features(sample(model, schedule, shape, s.score_samples, device, **options))
+        return metrics.kernel_distance(drawn, of_reference, seed=s.seed)
+
+    return score
+
+
+def _reference(s: Settings, out: Path, shape: torch.Size) -> Read:
+    """Read the reference images at the model's size."""
+    options: dict[str, Any] = {"damaged": s.damaged, "recursive": s.recursive, "split": s.split, "column": s.column}
+    return hub.target(s.reference, shape[-1], shape[0], cache=out / "cache", parameter="reference", **options)
+
+
 def _distances(s: Settings, out: Path, drawn: Tensor, device: torch.device, missing: dict[str, str]) -> dict[str, Any]:
     """FID, KID, precision and recall against the reference images, at the model's size."""
     names = ("fid", "kid", "precision", "recall")
@@ -136,9 +173,7 @@ def _distances(s: Settings, out: Path, drawn: Tensor, device: torch.device, miss
     if not s.reference:
         missing.update(dict.fromkeys(names, "no reference images given (setting: reference)"))
         return nothing
-    size, channels = drawn.shape[-1], drawn.shape[1]
-    options: dict[str, Any] = {"damaged": s.damaged, "recursive": s.recursive, "split": s.split, "column": s.column}
-    reference = hub.target(s.reference, size, channels, cache=out / "cache", parameter="reference", **options)
+    reference = _reference(s, out, drawn.shape[1:])
     place = out / "reference"
     write_images(place, reference.images)
     try:

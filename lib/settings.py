@@ -36,7 +36,10 @@ _ADAPTOR = {
 }
 PAPER: dict[str, dict[str, Any]] = {method: _FULL if method in ("naive", "SDFT") else _ADAPTOR for method in METHODS}
 # Settings that a job may change when it is started again; all others decide what is trained.
-FREE = ("steps", "samples", "sampler", "sampling_steps", "shown", "reference", "judge", "save_every", "grid_every")
+FREE = (
+    *("steps", "samples", "sampler", "sampling_steps", "shown", "reference", "judge"),
+    *("save_every", "grid_every", "score_every", "score_samples"),
+)
 
 
 class Settings(BaseModel):
@@ -90,6 +93,8 @@ class Settings(BaseModel):
     judge: str = ""  # folder of the digit classifier of 50_source for Intra-LPIPS; empty: LPIPS itself
     save_every: NonNegativeInt = 500  # steps between checkpoints
     grid_every: NonNegativeInt = 0  # steps between pictures in the logs; 0: none
+    score_every: NonNegativeInt = 0  # steps between KIDs against `reference`, whose best model is kept too; 0: none
+    score_samples: int = Field(500, ge=2)  # samples of each
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +106,8 @@ class Settings(BaseModel):
         parts = self.processes * self.accumulate
         if self.batch % parts:
             raise ValueError(f"batch: {self.batch} given; a multiple of processes x accumulate = {parts} is needed")
+        if self.score_every and not self.reference:
+            raise ValueError("score_every: there is no reference to score against; give one, or 0")
         return self
 
 

@@ -55,7 +55,7 @@
 # - *Intra-LPIPS* in digit features: each sample goes to its nearest shot; mean distance of two samples in a cluster;
 # - *digits*: number of classes among the samples; *distance*: to the nearest shot, root mean square of the pixels.
 #
-# Intra-LPIPS alone says little: the source, which knows nothing of the target, is as diverse as it can be. An ANT step
+# Intra-LPIPS alone says little: the source, which knows nothing of the target, is diverse too. An ANT step
 # costs $J+1$ evaluations of the network where a plain one costs 1, so we compare twice, at equal iterations and at
 # equal evaluations. The plain arms run longer for that.
 

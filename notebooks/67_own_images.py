@@ -66,6 +66,8 @@ d: OptionalInt = None  # channels of the adaptor's bottleneck
 samples: OptionalInt = None
 sampler: OptionalStr = None  # ddim or ancestral
 sampling_steps: OptionalInt = None
+grid_every: OptionalCount = None  # steps between pictures in the logs
+score_every: OptionalCount = None  # steps between KIDs against the reference; the best model is then kept, too
 precision: str = "no"  # no or bf16
 accumulate: PositiveInt = 1  # passes a step, for less memory
 gradient_checkpointing: bool = False  # less memory still, a third more time
@@ -200,7 +202,7 @@ print(*sorted(path.name for path in place.iterdir() if not path.name.startswith(
 # - One job is one run of one seed: its numbers have no interval. Compare methods over several seeds.
 # - Ten digits of 16 x 16 pixels show that the path works. How the methods differ is the subject of `60_finetune` and
 #   `62_ant`.
-# - FID on few images is biased upwards; KID is not, but it is noisy. Intra-LPIPS is highest for a source that was not
+# - FID on few images is biased upwards; KID is not, but it is noisy. Intra-LPIPS is high for a source that was not
 #   adapted at all: read it beside a distance to the target.
 # - The hours of the estimate are those of this machine, for one process.
 # - The paper's sources were trained on FFHQ. The job files take the nearest one that diffusers can load, CelebA-HQ, and

@@ -74,17 +74,6 @@ def test_bad_features():
         image_metrics.precision_recall(a / 0, a)
 
 
-def test_copies():
-    training, held_out, fresh = (images(n, seed) for seed, n in enumerate((20, 200, 200)))
-    assert image_metrics.copies(training, training, held_out) == 1
-    near = training + 0.01 * images(20, seed=5)
-    mixed = torch.cat([near[:5], fresh[:15] + 2.0])
-    assert image_metrics.copies(mixed, training, held_out) == 0.25
-    assert image_metrics.copies(fresh, training, held_out, level=0.2) == pytest.approx(0.2, abs=0.12)
-    with pytest.raises(UserError, match="level: 1 given"):
-        image_metrics.copies(fresh, training, held_out, level=1)
-
-
 @pytest.fixture
 def folders(tmp_path):
     generator = np.random.default_rng(0)

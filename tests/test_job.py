@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib import estimate, finetune, hub, image_metrics, job, report
+from lib import estimate, finetune, folder, hub, image_metrics, job, methods, metrics, report
 from lib.nets import parameter_count, small_unet
 from lib.parameters import ParameterError, UserError
 from lib.record import ROOT
@@ -200,6 +200,37 @@ def test_metrics_with_features(given, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- the cost
+
+
+def test_the_best_model_is_kept_beside_the_last(given, tmp_path, monkeypatch):
+    scores = iter([0.3, 0.1, 0.2])
+    monkeypatch.setattr(report, "scorer", lambda *_: lambda: next(scores))
+    made = settings(out=str(tmp_path), reference=given["images"], score_every=1, **given)
+    found = job.run(made, progress=False)
+    assert found["best"] == {"step": 2, "kid": 0.1, "samples": 500}
+    kept = DDPMPipeline.from_pretrained(tmp_path / "best").unet.state_dict()
+    assert equal(kept, finetune.best(tmp_path / "checkpoints")[0])
+    assert not equal(kept, weights(tmp_path))
+
+
+def test_score_is_the_kernel_distance_to_the_reference(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_inception", lambda place, device: folder.images(place, 4).flatten(1))
+    made = settings(out=str(tmp_path), reference=given["images"], score_every=1, score_samples=5, **given)
+    source = hub.source(made.source)
+    model, shape = hub.mean_model(source.unet), torch.Size((3, 32, 32))
+    score = report.scorer(made, tmp_path, source.schedule, model, shape, torch.device("cpu"))
+    assert score() == score()
+    drawn = methods.sample(model, source.schedule, shape, 5, sampler="ddim", steps=2, seed=made.seed)
+    report.write_images(tmp_path / "drawn", drawn)
+    report.write_images(tmp_path / "real", folder.images(given["images"], 32))
+    pair = [folder.images(tmp_path / name, 4).flatten(1) for name in ("drawn", "real")]
+    assert score() == pytest.approx(metrics.kernel_distance(*pair, seed=made.seed))
+    assert not (tmp_path / "scored").exists()
+
+
+def test_a_score_wants_a_reference(given, tmp_path):
+    with pytest.raises(ParameterError, match="score_every: there is no reference"):
+        settings(out=str(tmp_path), score_every=1, **given)
 
 
 def test_cost_is_that_of_closed_forms(given):

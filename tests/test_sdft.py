@@ -59,6 +59,20 @@ def test_parts_equal_the_hand_computation():
     assert total.item() == pytest.approx(simple + 0.2 * distill + 0.7 * aux, abs=1e-12)
 
 
+def test_no_gradient_is_denormal():
+    schedule = diffusion.linear()
+    t = torch.arange(0, 1000, 10)
+    eps = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    output = torch.zeros(200, 4, requires_grad=True)  # on x_t and on the noise, in one call
+    total, _ = sdft.loss(lambda x, t: output, lambda x, t: torch.ones_like(x), schedule, eps, t, eps, 0.1, 3, 0.1, 50)
+    of_noise = torch.autograd.grad(total, output)[0][100:].abs()
+    assert sdft.weight(schedule, 50)[t].float().min() < torch.finfo(torch.float32).tiny  # the case exists
+    assert (of_noise == 0).any()
+    assert of_noise[of_noise > 0].min() > torch.finfo(torch.float32).tiny
+    kept = sdft.weight(schedule, 50)[t] > sdft.NEGLIGIBLE
+    assert torch.equal(kept, of_noise[:, 0] > 0)
+
+
 def test_lambda_zero_is_naive_fine_tuning_bit_for_bit(schedule, batch):
     x0, t, eps = batch
     student, source = Affine(0.7, 0.1), Affine(0.9, -0.2)
