@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir)))
-from tools.notebooks import NEEDS, claims_digest, lib_modules, names
+from tools.notebooks import LONG, NEEDS, claims_digest, lib_modules, names
 
 PROFILE = config["profile"]
 RUN = f"runs/{PROFILE}"
@@ -35,8 +35,8 @@ for name in names():
         log:
             f"{RUN}/logs/{name}.log",
         threads: 1
-        # What others wait for starts first.
-        priority: int(any(name in needed for needed in NEEDS.values()))
+        # What others wait for starts first, then what takes long, so that it does not run alone at the end.
+        priority: 2 if any(name in needed for needed in NEEDS.values()) else int(name in LONG)
         resources:
             gpu=GPU,
         message:

@@ -72,6 +72,7 @@ class Run:
         self.device = self._device()
         self.numbers: dict[str, Any] = {}
         self.tables: dict[str, Any] = {}
+        self.notes: dict[str, str] = {}  # of tables
         self.claims: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
         self._began = time.perf_counter()
@@ -110,14 +111,18 @@ class Run:
         self.numbers[key] = {**spread, "unit": unit, "text": claims.text(spread, unit, digits), **kept}
         return self.numbers[key]["text"]
 
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Record a table (flat rows with equal keys) and show it."""
+    def table(self, name: str, rows: list[dict[str, Any]], note: str = "") -> None:
+        """Record a table (flat rows with equal keys) and show it, with the protocol of its numbers below as `note`."""
         self.tables[name] = rows
+        if note:
+            self.notes[name] = note
         cells = [[claims.number(v) if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
         head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in cells)
-        markup = f'<div class="results-table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        plain = "\n".join("  ".join(line) for line in [[str(key) for key in rows[0]], *cells])
+        below = f'<p class="results-note">{html.escape(note)}</p>' if note else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        markup = f'<div class="results-table">{table}</div>{below}'
+        plain = "\n".join("  ".join(line) for line in [[str(key) for key in rows[0]], *cells]) + f"\n{note}".rstrip()
         display({"text/html": markup, "text/plain": plain}, raw=True)
 
     def claim(self, claim_id: str, **measured: Any) -> None:
@@ -172,6 +177,7 @@ class Run:
             "parameters": {name: value for name, value in vars(self.parameters).items() if name != "out"},
             "numbers": self.numbers,
             "tables": self.tables,
+            "notes": self.notes,
             "claims": self.claims,
             "figures": self.figures,
             "provenance": provenance,

@@ -76,7 +76,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from tqdm.auto import tqdm
 
-from lib import data, diffusion, figures, metrics, nets, record, sdft
+from lib import data, diffusion, figures, image_metrics, metrics, nets, record, sdft
 from lib.source import shared
 
 run = record.start("60_finetune", globals())
@@ -258,7 +258,9 @@ figures.show(
 # %%
 rows = [{"arm": "source", **dict(zip(measures, of_source.mean(0).tolist(), strict=True))}]
 rows += [{"arm": name, **{m: float(mean(name, m)[-1]) for m in measures}} for name in arms]
-run.table("last checkpoint", rows)
+sets = {"samples an arm and seed": p.samples, "handwritten digits": len(digits.labels)}
+distances = "Frechet and kernel distance by clean-fid"
+run.table("last checkpoint", rows, image_metrics.protocol(distances, sets, "64 of the digit classifier"))
 keys = {name: name.lower().replace(", ", "_").replace(" ", "_").replace(".", "") for name in arms}  # e.g. sdft_01
 for name, key in keys.items():
     for column, measure in enumerate(measures):

@@ -93,7 +93,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib import adaptor, ant, ant_images, data, diffusion, figures, metrics, nets, perceptual, record
+from lib import adaptor, ant, ant_images, data, diffusion, figures, image_metrics, metrics, nets, perceptual, record
 from lib.noised_classifier import NoisedClassifier, accuracy, train_noised
 from lib.source import shared
 
@@ -329,10 +329,14 @@ def row(name, i):
 
 start = {"arm": "source", "iterations": 0, "evaluations": 0}
 start |= {m: mean(column) for m, column in zip(measures, of_source.T, strict=True)}
-run.table("equal iterations", [start, *(row(name, last) for name in arms)])
+sets = {"samples an arm and draw": p.samples, "handwritten digits": len(digits.labels)}
+of_shots = [embed(images.to(run.device)) for images in (runs[0][1], runs[0][0])]  # source's samples and shots
+note = image_metrics.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
+note += f". {perceptual.intra_lpips(*of_shots, features='digit features').protocol} (source, first draw)"
+run.table("equal iterations", [start, *(row(name, last) for name in arms)], note)
 
 # %%
-run.table("equal evaluations", [row("ANT", same_cost), row("full", -1), row("adaptor", -1)])
+run.table("equal evaluations", [row("ANT", same_cost), row("full", -1), row("adaptor", -1)], note)
 for name in arms:
     key = name.lower().replace(" ", "_")
     for m in measures:

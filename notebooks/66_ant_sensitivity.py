@@ -73,7 +73,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib import ant, ant_images, data, diffusion, figures, metrics, nets, perceptual, record
+from lib import ant, ant_images, data, diffusion, figures, image_metrics, metrics, nets, perceptual, record
 from lib.noised_classifier import NoisedClassifier, train_noised
 from lib.source import shared
 
@@ -207,7 +207,10 @@ def row(name, numbers):
 
 names = {key: f"gamma {key[0]:g}, omega {key[1]:g}, classifier {key[2]} shots" for key in settings}
 rows = {key: row(name, values[key]) for key, name in names.items()}
-run.table("sweeps", [row("source", of_source), *rows.values()])
+sets = {"samples a run and draw": p.samples, "handwritten digits": len(digits.labels)}
+note = image_metrics.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
+note += ". Intra-LPIPS, digit features: the same samples, 10 shots, clusters without a pair left out"
+run.table("sweeps", [row("source", of_source), *rows.values()], note)
 
 # %%
 spread = {key: np.ptp(sweep(keys, "frechet"), axis=0) for key, keys in (("gamma", in_gamma), ("omega", in_omega))}
@@ -226,7 +229,7 @@ for key, value in {"ascents": p.ascents, "iterations": p.iterations}.items():
 # The same fine-tuning on the same ten shots; only the classifier behind the guidance has seen more images.
 
 # %%
-run.table("classifier", [rows[GAMMA, OMEGA, 10], rows[better]])
+run.table("classifier", [rows[GAMMA, OMEGA, 10], rows[better]], note)
 for name in ("frechet", "intra_lpips"):
     ten, more = sweep([(GAMMA, OMEGA, 10), better], name)
     run.number(f"classifier_10_{name}", ten)

@@ -31,17 +31,27 @@ def draw():
 
 def test_results_hold_numbers_claims_and_provenance(run):
     assert run.number("gain", [1.0, 1.1, 1.2], unit="deg") == "1.10 [0.852, 1.35] deg"
-    run.table("rows", [{"lambda": 0.1, "n": np.int64(3)}])
+    run.table("rows", [{"lambda": 0.1, "n": np.int64(3)}], note="3 < 5 images")
     names = [check["name"] for check in record.claims.load(record.ROOT / "claims.yaml")["D4"]["checks"]]
     run.claim("D4", **dict.fromkeys(names, 0.97))
     results = finished(run)
     assert results["numbers"]["gain"]["n"] == 3
     assert results["numbers"]["gain"]["values"] == [1.0, 1.1, 1.2]
     assert results["tables"]["rows"] == [{"lambda": 0.1, "n": 3}]
+    assert results["notes"] == {"rows": "3 < 5 images"}
     assert results["claims"]["D4"]["verdict"] == "not reproduced"
     for key in ("commit", "versions", "hardware", "seed", "seconds", "peak_memory_gb"):
         assert key in results["provenance"]
     assert str(run.folder) not in json.dumps(results)  # no path of the machine
+
+
+def test_a_note_stands_below_its_table(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(record, "display", lambda data, raw: shown.append(data))
+    run.table("rows", [{"n": 3}], note="3 < 5 images")
+    run.table("more", [{"n": 4}])
+    assert shown[0]["text/html"].endswith('</table></div><p class="results-note">3 &lt; 5 images</p>')
+    assert [data["text/plain"] for data in shown] == ["n\n3\n3 < 5 images", "n\n4"]
 
 
 def test_undefined_numbers_are_null_not_nan(run):
