@@ -167,7 +167,7 @@ def sweep(keys, name):
 
 # %% [markdown]
 # ## Result
-# ### Quality and diversity against $\gamma$ and $\omega$
+# ### Quality and diversity against gamma and omega
 # Mean over the draws; the bars reach from the smallest to the largest draw. Upper row: lower is better. Lower row:
 # higher is more diverse. The panels of a row share their vertical axis.
 
@@ -237,7 +237,7 @@ for name in ("frechet", "intra_lpips"):
 _ = run.number("gain_classifier", np.subtract(*sweep([(GAMMA, OMEGA, 10), better], "frechet")))
 
 # %% [markdown]
-# ### Samples over $\gamma$
+# ### Samples over gamma
 # The first noises of the first draw, not selected; a row is one value of $\gamma$, a column one noise.
 
 # %%

@@ -89,7 +89,7 @@ def test_claims_file_is_complete():
             assert any(check.get("role") == "control" for check in checks), f"{key} has no negative control"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/[0-9]*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_committed_results_were_judged_by_the_committed_claims(path):
     entries = claims.load(ROOT / "claims.yaml")
     results = json.loads(path.read_text(encoding="utf-8"))
