@@ -146,7 +146,7 @@ def test_unreachable_hub_says_what_to_do(closed):
     assert "\n" not in text
     with pytest.raises(UserError, match=r"^images: 'huggan/metfaces'.*CC BY-NC 2\.0.*--repo-type dataset"):
         hub.target("huggan/metfaces", 8)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 20
 
 
 def test_the_cache_is_used_without_asking_the_hub(tiny, closed):

@@ -135,7 +135,7 @@ def main():
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         pids = [fork(rank, processes, port, scenario, folder, options) for rank in range(processes)]
-        ends, limit = {}, time.time() + 30
+        ends, limit = {}, time.time() + 120
         while len(ends) < processes:
             saved = max((int(p.name[5:]) for p in Path(folder).glob("run/step-*") if not p.suffix), default=0)
             if time.time() > limit or (kill_after and saved >= kill_after):
