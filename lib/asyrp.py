@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lib.diffusion import Schedule, alpha_bar_at, batch_of, draw_like, invert_ddim, trajectory
+from lib.diffusion import Schedule, alpha_bar_at, batch_of, ddim_sigma, draw_like, invert_ddim, trajectory
 from lib.nets import eps_model
 from lib.parameters import UserError, non_negative
 from lib.train import History, train
@@ -117,7 +117,7 @@ def asymmetric_step(
     clean = schedule.x0_from_eps(x, edited, t)
     clean = clean.clamp(-1, 1) if clip else clean
     a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
-    spread = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
+    spread = ddim_sigma(a, a_prev, eta)
     following = a_prev**0.5 * clean + (1 - a_prev - spread**2) ** 0.5 * eps
     if spread > 0:
         following = following + spread * draw_like(x, generator)

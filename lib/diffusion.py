@@ -211,7 +211,7 @@ def sample_ddim(
     for t, previous in trajectory(schedule, steps, start):
         x0, eps = _estimate(model, schedule, x, t, clip)
         a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
-        spread = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5  # sigma_t of Eq. 16
+        spread = ddim_sigma(a, a_prev, eta)
         x = a_prev**0.5 * x0 + (1 - a_prev - spread**2) ** 0.5 * eps
         if spread > 0:
             x = x + spread * draw_like(x, generator)
@@ -324,6 +324,11 @@ def _estimate(model: Model, schedule: Schedule, x: Tensor, t: int, clip: bool) -
 def alpha_bar_at(schedule: Schedule, t: int) -> float:
     """Return alpha_bar_t; 1 at t = -1, the clean sample."""
     return float(schedule.alpha_bar[t]) if t >= 0 else 1.0
+
+
+def ddim_sigma(a: float, a_prev: float, eta: float) -> float:
+    """Return sigma_t of DDIM (Song et al. 2021, Eq. 16) for alpha_bar of a step and of the next, less noisy one."""
+    return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
 
 
 def batch_of(t: int, x: Tensor) -> Tensor:

@@ -158,19 +158,22 @@ def classifier_flops(config: Any) -> float:
         return _count(classifier, config)
 
 
-def _count(network: Any, config: Any) -> float:
+def _image_shape(config: Any) -> tuple[int, ...]:
+    """Return the shape (c, h, w) of an image of a U-Net."""
     size = config["sample_size"]
-    sides = size if isinstance(size, list | tuple) else (size, size)
+    return config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size))
+
+
+def _count(network: Any, config: Any) -> float:
     with FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, config["in_channels"], *sides), torch.zeros(1, dtype=torch.long))
+        network(torch.empty(1, *_image_shape(config)), torch.zeros(1, dtype=torch.long))
     return float(counter.get_total_flops())
 
 
 def _seconds_forward(source: Source) -> float:
     """Time one forward pass of one image, the second of two."""
-    size, channels = source.unet.config["sample_size"], source.unet.config["in_channels"]
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    x, t = torch.zeros(1, channels, *sides, device=source.unet.device), torch.zeros(1, device=source.unet.device).long()
+    device = source.unet.device
+    x, t = torch.zeros(1, *_image_shape(source.unet.config), device=device), torch.zeros(1, device=device).long()
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
@@ -182,9 +185,7 @@ def _seconds_forward(source: Source) -> float:
 
 def _seconds_per_step(s: Settings, source: Source, pupil: methods.Student) -> float:
     """Run a few steps on noise; the student is thrown away afterwards."""
-    size, channels = source.unet.config["sample_size"], source.unet.config["in_channels"]
-    sides = size if isinstance(size, list | tuple) else (size, size)
-    noise = torch.randn(4, channels, *sides, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    noise = torch.randn(4, *_image_shape(source.unet.config), generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     times: list[float] = []
 
     def clock(i: int) -> None:

@@ -133,6 +133,7 @@ class FolderDistances(NamedTuple):
     fid: float
     kid: float  # papers often print a thousand times this
     protocol: str
+    features: tuple[np.ndarray, np.ndarray]  # of both folders, see `folder_features`
 
 
 def folder_distances(
@@ -160,12 +161,7 @@ def folder_distances(
     for folder in (generated, reference):
         _check_folder(Path(folder))
     model = inception(device)
-
-    def features(folder: str | Path) -> np.ndarray:  # (n, 2048)
-        options = {"num_workers": 0, "batch_size": batch, "device": torch.device(device), "verbose": False}
-        return fid.get_folder_features(str(folder), model, mode="clean", **options).astype(np.float64)
-
-    a, b = features(generated), features(reference)
+    a, b = (folder_features(folder, model, device, batch) for folder in (generated, reference))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clean-fid passes scipy an argument that is deprecated
         frechet = float(fid.fid_from_feats(a, b))
@@ -176,7 +172,13 @@ def folder_distances(
         "bicubic 299",
         KID=f"100 subsets of up to {min(1000, len(a), len(b))}, seed {seed}",
     )
-    return FolderDistances(frechet, kernel_distance(a, b, subsets=100, size=1000, seed=seed), line)
+    return FolderDistances(frechet, kernel_distance(a, b, subsets=100, size=1000, seed=seed), line, (a, b))
+
+
+def folder_features(folder: str | Path, model: Any, device: torch.device | str = "cpu", batch: int = 64) -> np.ndarray:
+    """Return clean-fid's features (n, 2048) of a folder's images, float64, by `model` from :func:`inception`."""
+    options = {"num_workers": 0, "batch_size": batch, "device": torch.device(device), "verbose": False}
+    return fid.get_folder_features(str(folder), model, mode="clean", **options).astype(np.float64)
 
 
 def inception(device: torch.device | str = "cpu") -> Any:

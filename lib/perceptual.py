@@ -178,7 +178,7 @@ def pairwise_lpips(z: Tensor, other: Tensor | None = None) -> Tensor:
 class IntraLPIPS(NamedTuple):
     """Mean pairwise LPIPS inside the clusters around the training images; higher is more diverse.
 
-    Read it beside a distance to the target: a model that was never adapted scores highest.
+    Read it beside a distance to the target: a model that was never adapted scores high, too.
     """
 
     value: float  # mean over clusters; NaN if none counts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import shutil
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save
@@ -24,10 +24,6 @@ from lib.methods import BATCH, sample
 from lib.parameters import UserError
 from lib.record import write_atomic
 from lib.settings import Settings
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from cleanfid import fid
 
 SHEET = "samples.safetensors"  # the images of the sheet
 FEW = 50  # Intra-LPIPS has one cluster a training image; above this many there is nothing few-shot to measure
@@ -142,12 +138,12 @@ def scorer(
     """
     reference = _reference(s, out, shape)
     options: dict[str, Any] = {"sampler": s.sampler, "steps": s.sampling_steps, "seed": s.seed}
-    place = out / "scored"
+    place, network = out / "scored", image_metrics.inception(device)
 
-    def features(images: Tensor) -> Tensor:  # (n, 2048)
+    def features(images: Tensor) -> np.ndarray:  # (n, 2048)
         write_images(place, images)
         try:
-            return _inception(place, device)
+            return image_metrics.folder_features(place, network, device)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -178,12 +174,12 @@ def _distances(s: Settings, out: Path, drawn: Tensor, device: torch.device, miss
     write_images(place, reference.images)
     try:
         found = image_metrics.folder_distances(out / "samples", place, device, seed=s.seed)
-        features = [_inception(folder, device) for folder in (out / "samples", place)]
     except UserError as error:
         missing.update(dict.fromkeys(names, str(error)))
         return nothing
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    features = [torch.from_numpy(rows) for rows in found.features]
     n = min(map(len, features))
     both: tuple[float | None, ...]
     if n <= K:
@@ -197,10 +193,3 @@ def _distances(s: Settings, out: Path, drawn: Tensor, device: torch.device, miss
     lines = (found.protocol, found.protocol, line, line)
     pairs = zip(names, values, lines, strict=True)
     return {name: None if value is None else {"value": value, "protocol": line} for name, value, line in pairs}
-
-
-def _inception(place: Path, device: torch.device) -> Tensor:
-    """Return clean-fid's features (n, 2048) of a folder of images, in the order of their names."""
-    options: dict[str, Any] = {"num_workers": 0, "device": torch.device(device), "verbose": False}
-    model = image_metrics.inception(device)
-    return torch.from_numpy(fid.get_folder_features(str(place), model, mode="clean", **options))

@@ -19,7 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.diffusion import Model, Schedule, alpha_bar_at, batch_of, draw_like, invert_ddim, sample_ddim, trajectory
+from lib.diffusion import (
+    Model,
+    Schedule,
+    alpha_bar_at,
+    batch_of,
+    ddim_sigma,
+    draw_like,
+    invert_ddim,
+    sample_ddim,
+    trajectory,
+)
 from lib.parameters import UserError
 
 LowPass = Callable[[Tensor], Tensor]  # linear, (B, ...) -> (B, ...)
@@ -289,7 +299,7 @@ def _posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: int, previous: in
     if not 0 <= eta <= 1:
         raise UserError(f"eta: {eta} given; it should lie between 0 (deterministic) and 1 (ancestral)")
     a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
-    sigma = eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+    sigma = ddim_sigma(a, a_prev, eta)
     eps = schedule.eps_from_x0(x_t, x0, t)
     return math.sqrt(a_prev) * x0 + math.sqrt(max(1 - a_prev - sigma**2, 0)) * eps, sigma
 

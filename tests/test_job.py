@@ -216,7 +216,8 @@ def test_the_best_model_is_kept_beside_the_last(given, tmp_path, monkeypatch):
 
 
 def test_score_is_the_kernel_distance_to_the_reference(given, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "_inception", lambda place, device: folder.images(place, 4).flatten(1))
+    monkeypatch.setattr(image_metrics, "inception", lambda device: None)
+    monkeypatch.setattr(image_metrics, "folder_features", lambda place, *_: folder.images(place, 4).flatten(1))
     made = settings(out=str(tmp_path), reference=given["images"], score_every=1, score_samples=5, **given)
     source = hub.source(made.source)
     model, shape = hub.mean_model(source.unet), torch.Size((3, 32, 32))
