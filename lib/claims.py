@@ -115,6 +115,11 @@ def judge(claim_id: str, entry: dict[str, Any], measured: dict[str, Any]) -> dic
     return {"verdict": verdict(checks), "checks": checks, "entry": entry}
 
 
+def not_tested(entry: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Return what `judge` does, for a claim that this run could not test, with the reason: what it would need."""
+    return {"verdict": "not tested here", "checks": [], "reason": reason, "entry": entry}
+
+
 def _digits(check: dict[str, Any]) -> int:
     """Return how many significant digits show whether a number lies within the check's tolerance; at least 3."""
     if check["rule"] != "equal" or not check["value"] or not check["tolerance"]:
@@ -123,8 +128,10 @@ def _digits(check: dict[str, Any]) -> int:
 
 
 def verdict(checks: Iterable[dict[str, Any]]) -> str:
-    """Return the verdict of judged checks: all hold, or all controls and trend checks hold, or neither."""
+    """Return the verdict of judged checks: none, or all hold, or all controls and trend checks hold, or neither."""
     checks = list(checks)
+    if not checks:
+        return "not tested here"
     if all(check["holds"] for check in checks):
         return "reproduced"
     trend = [check for check in checks if check.get("trend") or check["role"] == "control"]
@@ -140,7 +147,8 @@ def badge(word: str) -> str:
 
 def card(claim_id: str, judged: dict[str, Any]) -> str:
     """Return the claim card of a judged claim as HTML."""
-    entry = judged["entry"]
+    if not judged["checks"]:
+        return _open_card(claim_id, judged) + f"<p>Not tested here: {html.escape(judged['reason'])}.</p></div>"
     rows = "".join(
         f"<tr><td>{html.escape(check['what'])}{' <em>(control)</em>' if check['role'] == 'control' else ''}</td>"
         f"<td>{html.escape(rule_text(check))}</td><td>{html.escape(check['text'])}</td><td>{check['n']}</td>"
@@ -148,18 +156,28 @@ def card(claim_id: str, judged: dict[str, Any]) -> str:
         for check in judged["checks"]
     )
     return (
+        _open_card(claim_id, judged)
+        + '<div class="claim-table"><table><thead><tr><th>measured</th><th>required</th><th>result [95 %]</th>'
+        f"<th>n</th><th></th></tr></thead><tbody>{rows}</tbody></table></div></div>"
+    )
+
+
+def _open_card(claim_id: str, judged: dict[str, Any]) -> str:
+    """Return the head of a card: id, source, verdict, sentence, what was expected; the card is left open."""
+    entry = judged["entry"]
+    return (
         f'<div class="claim-card" style="border:1px solid #8888;border-radius:6px;padding:.6em 1em;margin:.6em 0">'
         f'<p class="claim-title"><strong>{claim_id}</strong> · {entry["paper"]}, {html.escape(entry["where"])} '
         f"{badge(judged['verdict'])}</p><p>{html.escape(entry['claim'])}</p>"
         f'<p class="claim-expected">Expected: {html.escape(str(entry["expected"]))}</p>'
-        f'<div class="claim-table"><table><thead><tr><th>measured</th><th>required</th><th>result [95 %]</th><th>n</th>'
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div></div>"
     )
 
 
 def card_text(claim_id: str, judged: dict[str, Any]) -> str:
     """Return the claim card as plain text, for terminals."""
     lines = [f"{claim_id} {MARKS[judged['verdict']]} {judged['verdict']}: {judged['entry']['claim']}"]
+    if not judged["checks"]:
+        lines.append(f"  {judged['reason']}")
     lines += [
         f"  {'holds' if check['holds'] else 'FAILS'}  {check['what']}: {check['text']} "
         f"(required {rule_text(check)}, n = {check['n']}{', control' if check['role'] == 'control' else ''})"

@@ -1,42 +1,50 @@
 """Delta Denoising Score (Hertz, Aberman, Cohen-Or, ICCV 2023): Eq. 4, Sec. 3, and Secs. B and C of the supplement.
 
-Latents are (b, c, h, w), t is (b,). A prompt is a tensor (1, ...) or (b, ...): an embedding, or the number of a prompt
-in a `GaussianWorld`. A model is any callable `eps = model(z_t, t, y)`; nothing here needs its gradient.
+Latents are (b, c, h, w), t is (b,). A prompt is a tensor (1, ...) or (b, ...): an embedding of a text, or the number of
+a class. A model is any callable `eps = model(z_t, t, y)`; nothing here needs its gradient.
+
+`edit` leaves out the evaluations whose result is known, without changing the answer beyond rounding. The direction is
+eps^omega(z_t, y) - eps^omega(z_hat_t, y_hat), where eps^omega is the prediction under guidance (`guided`):
+
+- an empty source prompt, y_hat = null: eps^omega(z_hat_t, null) = eps(z_hat_t, null) for every omega; 3 instead of 4
+- the first step, z = z_hat: the null terms cancel; 2
+- omega = 1: there are no null terms; 2
+- nothing of z_hat depends on z: `reference` computes it once for many targets, optimizers or weights; 2
+- y = y_hat: z = z_hat stays, exactly
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lib.dds_optimizers import OPTIMIZERS, adam, stable_step_sizes
 from lib.diffusion import Schedule
 from lib.parameters import UserError
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 METHODS = ("dds", "sds")
-OPTIMIZERS = ("sgd", "adam")
 T_RANGE = (50, 948)  # timesteps of the official notebook, both ends included, of a schedule of 1000
 
 
-class StepSize(NamedTuple):
-    """Step on the raw direction: `eta`, multiplied by `decay` after every `every` iterations."""
+class State(NamedTuple):
+    """Where an edit stands: enough to continue it bit for bit, together with the arguments of `edit`."""
 
-    eta: float
-    decay: float = 1.0
-    every: int = 20
+    z: Tensor  # (b, c, h, w)
+    step: int  # updates done
+    m: Tensor  # Adam's two moments, like z; zeros with SGD
+    v: Tensor
 
 
-PRESETS = {
-    "notebook": StepSize(0.1 * 2000 / 64**2),  # learning rate times loss scale over the 64 x 64 positions of the latent
-    "supplement": StepSize(0.1 * 2000 / 64**2, decay=0.9),  # its decay; its scale is not stated, so the same first step
-    "literal": StepSize(2.0, decay=0.9),  # "learning rate of 2" read as the step on the raw direction
-}
+class Reference(NamedTuple):
+    """Predictions for the noised input at every iteration, (n, b, c, h, w); see `reference`."""
+
+    source: Tensor  # eps(z_hat_t, y_hat)
+    null: Tensor  # eps(z_hat_t, null)
 
 
 class Edit(NamedTuple):
@@ -46,30 +54,15 @@ class Edit(NamedTuple):
     trajectory: Tensor  # (n + 1, b, c, h, w): the latent before the first and after every iteration
     update: Tensor  # (n, b, h, w), left map: norm over the channels of each update
     accumulated: Tensor  # (n, b, h, w), right map: norm over the channels of the difference to the input so far
-
-
-def step_sizes(eta: str | float, iterations: int) -> Tensor:
-    """Return the step size of every iteration, (n,) float64, from a preset's name or a number.
-
-    Raises
-    ------
-    UserError
-        Unknown preset, or a number that is not positive.
-    """
-    if isinstance(eta, str):
-        if eta not in PRESETS:
-            raise UserError(f"eta: unknown preset '{eta}'; one of {', '.join(PRESETS)}, or a positive number")
-        first, decay, every = PRESETS[eta]
-        return first * decay ** (torch.arange(iterations, dtype=torch.float64) // every)
-    if not eta > 0:
-        raise UserError(f"eta: {eta} is not a step size; give a positive number or one of {', '.join(PRESETS)}")
-    return torch.full((iterations,), float(eta), dtype=torch.float64)
+    state: State  # for continuing
+    evaluations: int  # of the model, in images; those of a given `Reference` not counted
 
 
 def draw(schedule: Schedule, z: Tensor, iterations: int, t_range: tuple[int, int], seed: int) -> tuple[Tensor, Tensor]:
     """Draw all timesteps, (n, b), and noises, (n, b, c, h, w); image i of the batch has seed `seed` + i.
 
-    Drawn on the CPU: an image sees the same numbers on every device and in every batch.
+    Drawn on the CPU: an image sees the same numbers on every device and in every batch, and those of a short edit are
+    the first ones of a long edit.
 
     Raises
     ------
@@ -80,8 +73,12 @@ def draw(schedule: Schedule, z: Tensor, iterations: int, t_range: tuple[int, int
     if not 0 <= low <= high < schedule.T:
         raise UserError(f"t_range: ({low}, {high}) is not a range inside the schedule's timesteps 0..{schedule.T - 1}")
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(z))]
-    t = torch.stack([torch.randint(low, high + 1, (iterations,), generator=g) for g in generators], dim=1)  # (n, b)
-    eps = torch.stack([torch.randn(iterations, *z.shape[1:], generator=g) for g in generators], dim=1)
+    t = torch.empty(iterations, len(z), dtype=torch.long)
+    eps = torch.empty(iterations, *z.shape, dtype=torch.float32)
+    for k in range(iterations):
+        for i, generator in enumerate(generators):
+            t[k, i] = torch.randint(low, high + 1, (), generator=generator)
+            torch.randn(z.shape[1:], generator=generator, out=eps[k, i])
     return t.to(z.device), eps.to(z)
 
 
@@ -95,7 +92,7 @@ def sds_direction(
 ) -> Tensor:
     """Return the SDS direction (paper, Eq. 4): guided prediction minus the noise, (b, c, h, w), in one model call."""
     z_t = schedule.add_noise(z, eps, t)
-    null_eps, y_eps = model(torch.cat([z_t, z_t]), torch.cat([t, t]), _prompts([null, y], len(z))).to(z).chunk(2)
+    null_eps, y_eps = _predict(model, [(z_t, null), (z_t, y)], t)
     return guided(null_eps, y_eps, omega) - eps
 
 
@@ -113,13 +110,53 @@ def dds_direction(
 ) -> Tensor:
     """Return the DDS direction (paper, Sec. 3), (b, c, h, w): SDS of (z, y) minus SDS of (z_hat, y_hat).
 
-    One model call. Timestep and noise are shared, so the noise itself cancels and is never subtracted.
+    One model call of 4 b. Timestep and noise are shared, so the noise itself cancels and is never subtracted.
     """
     z_t, z_hat_t = schedule.add_noise(z, eps, t), schedule.add_noise(z_hat, eps, t)
-    noisy = torch.cat([z_hat_t, z_t, z_hat_t, z_t])  # (4 b, c, h, w)
-    prompts = _prompts([null, null, y_hat, y], len(z))  # (4 b, ...)
-    null_hat, null_eps, y_hat_eps, y_eps = model(noisy, torch.cat([t] * 4), prompts).to(z).chunk(4)
+    asked = [(z_hat_t, null), (z_t, null), (z_hat_t, y_hat), (z_t, y)]
+    null_hat, null_eps, y_hat_eps, y_eps = _predict(model, asked, t)
     return guided(null_eps, y_eps, omega) - guided(null_hat, y_hat_eps, omega)
+
+
+@torch.no_grad()
+def reference(
+    model: Model,
+    schedule: Schedule,
+    z_hat: Tensor,
+    y_hat: Tensor,
+    null: Tensor,
+    *,
+    iterations: int = 200,
+    t_range: tuple[int, int] = T_RANGE,
+    seed: int = 0,
+    batch: int = 64,
+) -> Reference:
+    """Return what `edit` needs of the input: one such result serves every target, omega, optimizer and lambda_id.
+
+    Parameters
+    ----------
+    iterations, t_range, seed
+        Those of the edits; an edit may have fewer iterations.
+    batch
+        Largest number of latents in a model call: iterations go together, because none waits for another.
+
+    Raises
+    ------
+    UserError
+        As `edit`.
+    """
+    _check("dds", "sgd", iterations, z_hat, y_hat=y_hat, null=null)
+    t, eps = draw(schedule, z_hat, iterations, t_range, seed)
+    signal, noise = _levels(schedule, t, z_hat)
+    noisy = (signal * z_hat + noise * eps).flatten(0, 1)  # (n b, c, h, w)
+
+    def predicted(prompt: Tensor) -> Tensor:
+        y = prompt.expand(len(z_hat), *prompt.shape[1:]).repeat(iterations, *[1] * (prompt.ndim - 1))  # (n b, ...)
+        parts = zip(noisy.split(batch), t.flatten().split(batch), y.split(batch), strict=True)
+        return torch.cat([model(*part).to(z_hat) for part in parts]).reshape(eps.shape)
+
+    null_eps = predicted(null)
+    return Reference(null_eps if _rows_equal(y_hat, null).all() else predicted(y_hat), null_eps)
 
 
 @torch.no_grad()
@@ -139,13 +176,16 @@ def edit(
     eta: str | float = "notebook",
     t_range: tuple[int, int] = T_RANGE,
     seed: int = 0,
+    reference: Reference | None = None,
+    state: State | None = None,
+    plain: bool = False,
 ) -> Edit:
     """Edit latents from prompt `y_hat` to prompt `y` (paper, Sec. 3; supplement, Secs. B and C).
 
     Parameters
     ----------
     model
-        `eps = model(z_t, t, y)`, called once an iteration on a batch of 4 b (DDS) or 2 b (SDS).
+        `eps = model(z_t, t, y)`, called once an iteration on a batch of at most 4 b (DDS) or 2 b (SDS).
     schedule
         Noise schedule of the model.
     z_hat
@@ -168,46 +208,100 @@ def edit(
         Smallest and largest timestep drawn.
     seed
         Seed of timesteps and noise: image i of the batch has seed + i.
+    reference
+        What `reference` returned for the same input, prompts, `t_range` and seed; it is not computed again then.
+    state
+        ``state`` of an edit with fewer iterations and otherwise the same arguments, which is continued. The trajectory
+        and the maps then begin there.
+    plain
+        Make the four (SDS: two) evaluations of every iteration, also those whose result is known.
 
     Raises
     ------
     UserError
-        A parameter is unknown, out of range or unstable; or the latent became infinite.
+        A parameter is unknown, out of range or unstable; `reference` or `state` belongs to something else; or the
+        latent became infinite.
     """
     _check(method, optimizer, iterations, z_hat, y=y, y_hat=y_hat, null=null)
-    etas = _stable_step_sizes(optimizer, eta, lambda_id, iterations)
+    etas = stable_step_sizes(optimizer, eta, lambda_id, iterations).tolist()
+    _check_given(z_hat, iterations, reference, state)
     t, eps = draw(schedule, z_hat, iterations, t_range, seed)
-    z, moments = z_hat, (torch.zeros_like(z_hat), torch.zeros_like(z_hat))
-    trajectory = [z_hat]
-    for k in range(iterations):
-        if method == "dds":
-            g = dds_direction(model, schedule, z, z_hat, y, y_hat, null, omega, t[k], eps[k])
-        else:
-            g = sds_direction(model, schedule, z, y, null, omega, t[k], eps[k])
+    signal, noise = _levels(schedule, t, z_hat)  # once, because fetching them would stop a GPU at every step
+    counted = _Counted(model)
+    same = _rows_equal(y, y_hat).reshape(-1, 1, 1, 1)
+    still = method == "dds" and bool(same.any())
+    known_null, known_source = bool(_rows_equal(y, null).all()), bool(_rows_equal(y_hat, null).all())
+
+    def branch(z_t: Tensor, prompt: Tensor, is_null: bool) -> list[tuple[Tensor, Tensor]]:
+        """Return what has to be predicted for eps^omega(z_t, prompt)."""
+        one = (omega == 1 or is_null) and not plain
+        return [(z_t, prompt)] if one else [(z_t, null), (z_t, prompt)]
+
+    def direction(k: int, z: Tensor) -> Tensor:
+        z_t, z_hat_t = signal[k] * z + noise[k] * eps[k], signal[k] * z_hat + noise[k] * eps[k]
+        target = branch(z_t, y, known_null)
+        if method == "sds":
+            return _combined(_predict(counted, target, t[k]), omega) - eps[k]
+        if k == 0 and not plain:  # z = z_hat
+            asked = [(z_hat_t, y)] if reference else [(z_hat_t, y), (z_hat_t, y_hat)]
+            found = _predict(counted, asked, t[k])
+            return omega * (found[0] - (reference.source[k] if reference else found[1]))
+        if reference and not plain:
+            of_input = guided(reference.null[k], reference.source[k], omega)
+            return _combined(_predict(counted, target, t[k]), omega) - of_input
+        found = _predict(counted, [*target, *branch(z_hat_t, y_hat, known_source)], t[k])
+        n = len(target)
+        return _combined(found[:n], omega) - _combined(found[n:], omega)
+
+    z, begin, m, v = state or State(z_hat, 0, torch.zeros_like(z_hat), torch.zeros_like(z_hat))
+    m, v = m.clone(), v.clone()  # Adam changes them in place
+    trajectory = [z]
+    for k in range(begin, iterations):
+        g = direction(k, z)
         g = g + lambda_id * (z - z_hat) if lambda_id else g
-        eta_k = float(etas[k])
-        z = z.add(g, alpha=-eta_k) if optimizer == "sgd" else _adam(z, g, eta_k, k + 1, moments)
+        g = g.masked_fill(same, 0) if still else g  # exact whatever batch the two branches were predicted in
+        z = z.add(g, alpha=-etas[k]) if optimizer == "sgd" else adam(z, g, etas[k], k + 1, (m, v))
         trajectory.append(z)
-    if not torch.isfinite(z).all():
-        raise UserError(
-            f"edit: the latent is not finite after {iterations} iterations; lower eta ({eta}) or omega ({omega})"
-        )
     path = torch.stack(trajectory)  # (n + 1, b, c, h, w)
-    return Edit(path[-1], path, path.diff(dim=0).norm(dim=2), (path[1:] - z_hat).norm(dim=2))
+    _check_finite(path, begin, eta, omega)
+    maps = path.diff(dim=0).norm(dim=2), (path[1:] - z_hat).norm(dim=2)  # (n, b, h, w)
+    return Edit(path[-1], path, *maps, State(path[-1], iterations, m, v), counted.evaluations)
 
 
-def _adam(z: Tensor, g: Tensor, eta: float, step: int, moments: tuple[Tensor, Tensor]) -> Tensor:
-    """Return one update of Adam (Kingma and Ba 2015), operation for operation torch's; `moments` change in place."""
-    m, v = moments
-    m.lerp_(g, 1 - 0.9)
-    v.mul_(0.999).addcmul_(g, g, value=1 - 0.999)
-    scale = (v.sqrt() / (1 - 0.999**step) ** 0.5).add_(1e-8)
-    return z.addcdiv(m, scale, value=-eta / (1 - 0.9**step))
+class _Counted:
+    """A model that counts the images it is given."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.evaluations = model, 0
+
+    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.evaluations += len(z_t)
+        return self.model(z_t, t, y)
 
 
-def _prompts(prompts: list[Tensor], b: int) -> Tensor:
-    """Repeat each prompt for the whole batch and stack them, (len(prompts) b, ...)."""
-    return torch.cat([prompt.expand(b, *prompt.shape[1:]) for prompt in prompts])
+def _predict(model: Model, asked: list[tuple[Tensor, Tensor]], t: Tensor) -> list[Tensor]:
+    """Return the prediction for each noised latent (b, c, h, w) with its prompt, all at t, in one model call."""
+    noisy = torch.cat([z_t for z_t, _ in asked])  # (len(asked) b, c, h, w)
+    prompts = torch.cat([y.expand(len(z_t), *y.shape[1:]) for z_t, y in asked])  # (len(asked) b, ...)
+    return list(model(noisy, t.repeat(len(asked)), prompts).to(asked[0][0]).chunk(len(asked)))
+
+
+def _combined(found: list[Tensor], omega: float) -> Tensor:
+    """Return the guided prediction from that of the null prompt and the prompt, or from one that needs no other."""
+    return found[0] if len(found) == 1 else guided(found[0], found[1], omega)
+
+
+def _levels(schedule: Schedule, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma at timesteps t (n, b), shaped (n, b, 1, 1, 1) to multiply latents."""
+    signal, noise = (values.to(z)[t][..., None, None, None] for values in (schedule.signal, schedule.noise))
+    return signal, noise
+
+
+def _rows_equal(first: Tensor, second: Tensor) -> Tensor:
+    """Return for each image whether two prompts are the same, (1,) or (b,)."""
+    if first.shape[1:] != second.shape[1:]:
+        return torch.zeros(1, dtype=torch.bool, device=first.device)
+    return (first == second).reshape(max(len(first), len(second)), -1).all(dim=1)
 
 
 def _check(method: str, optimizer: str, iterations: int, z_hat: Tensor, **prompts: Tensor) -> None:
@@ -224,125 +318,20 @@ def _check(method: str, optimizer: str, iterations: int, z_hat: Tensor, **prompt
             raise UserError(f"{name}: shape {tuple(prompt.shape)}; a prompt is (1, ...) or ({len(z_hat)}, ...)")
 
 
-def _stable_step_sizes(optimizer: str, eta: str | float, lambda_id: float, iterations: int) -> Tensor:
-    """Return the step sizes, (n,); refuse a regularisation that they would overshoot ever further."""
-    if optimizer == "adam" and isinstance(eta, str):
-        raise UserError(f"eta: preset '{eta}' is a step size for sgd; give a number for adam, e.g. 0.02")
-    etas = step_sizes(eta, iterations)
-    if lambda_id < 0:
-        raise UserError(f"lambda_id: {lambda_id} is negative; give 0 or more")
-    if optimizer == "sgd" and etas[0] * lambda_id >= 2:
-        raise UserError(
-            f"lambda_id: {lambda_id} is unstable with step size {etas[0]:.3g}; stay below {2 / etas[0]:.3g}"
-        )
-    return etas
+def _check_given(z_hat: Tensor, iterations: int, reference: Reference | None, state: State | None) -> None:
+    """Refuse a reference or a state of another edit."""
+    if reference and (reference.source.shape[1:] != z_hat.shape or len(reference.source) < iterations):
+        have, want = tuple(reference.source.shape), (iterations, *z_hat.shape)
+        raise UserError(f"reference: shape {have} given; this edit takes {want}: compute it for this input")
+    if state and (state.z.shape != z_hat.shape or not 0 < state.step < iterations):
+        text = f"latent {tuple(state.z.shape)} after {state.step} steps given"
+        raise UserError(f"state: {text}; this edit has latents {tuple(z_hat.shape)} and {iterations} iterations")
 
 
-def completed(z: Tensor, z_hat: Tensor, target: Tensor, region: Tensor) -> Tensor:
-    """Return 1 - |z - target| / |z_hat - target| over a region (h, w): 0 at the start, 1 at the target."""
-    remaining = ((z - target) * region).flatten(-3).norm(dim=-1)
-    return 1 - remaining / ((z_hat - target) * region).flatten(-3).norm(dim=-1)
-
-
-def energy_share(update: Tensor, region: Tensor) -> Tensor:
-    """Return the share of the squared updates (n, b, h, w) that falls inside a region (h, w), for each image: (b,)."""
-    energy = update.square().sum(dim=0)  # (b, h, w)
-    return (energy * region).sum(dim=(1, 2)) / energy.sum(dim=(1, 2))
-
-
-def gini(values: Tensor) -> float:
-    """Return the Gini coefficient of non-negative values: 0 when all are equal, near 1 when one holds everything."""
-    x = values.flatten().double().sort().values
-    rank = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-    return float((2 * rank - len(x) - 1) @ x / (len(x) * x.sum()))
-
-
-@dataclass(frozen=True)
-class GaussianWorld:
-    """Denoiser of p(z | y) = N(mean[y], variance[y]), pixels independent: exact, without weights.
-
-    Attributes
-    ----------
-    mean, variance
-        (prompts, c, h, w). Prompt 0 is the null prompt.
-    schedule
-        Noise schedule.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    schedule: Schedule
-
-    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Return E[eps | z_t, y] = sigma (z_t - alpha mean) / (alpha^2 variance + sigma^2); y is (b,) long."""
-        alpha, sigma = (self.schedule.at(values, t, z_t) for values in (self.schedule.signal, self.schedule.noise))
-        return sigma * (z_t - alpha * self.mean[y]) / (alpha**2 * self.variance[y] + sigma**2)
-
-    def to(self, device: torch.device) -> GaussianWorld:
-        """Return the world on another device."""
-        return GaussianWorld(self.mean.to(device), self.variance.to(device), self.schedule)
-
-    def sample(self, y: int, n: int, generator: torch.Generator) -> Tensor:
-        """Draw n images of prompt y, (n, c, h, w)."""
-        eps = torch.randn(n, *self.mean.shape[1:], generator=generator).to(self.mean)
-        return self.mean[y] + self.variance[y].sqrt() * eps
-
-    def drift(self, y: int, omega: float, t_range: tuple[int, int] = T_RANGE) -> tuple[Tensor, Tensor]:
-        """Return (rate, pull), each (c, h, w): averaged over t and noise, the guided prediction is rate z - pull."""
-        a2 = self.schedule.alpha_bar[t_range[0] : t_range[1] + 1].to(self.mean).reshape(-1, 1, 1, 1)
-        m_0, m_y = (((a2 * (1 - a2)).sqrt() / (a2 * self.variance[k] + 1 - a2)).mean(dim=0) for k in (0, y))
-        return (1 - omega) * m_0 + omega * m_y, (1 - omega) * m_0 * self.mean[0] + omega * m_y * self.mean[y]
-
-    def end_point(
-        self,
-        z_hat: Tensor,
-        y: int,
-        y_hat: int,
-        omega: float,
-        method: str = "dds",
-        lambda_id: float = 0.0,
-        t_range: tuple[int, int] = T_RANGE,
-    ) -> Tensor:
-        """Return where SGD ends on average, like z_hat: the zero of the expected direction.
-
-        With equal variances: DDS at z_hat + omega (mean[y] - mean[y_hat]), SDS at mean[0] + omega (mean[y] - mean[0]),
-        regularised SDS on the segment from there (lambda_id = 0) to z_hat.
-        """
-        rate, pull = self.drift(y, omega, t_range)
-        rate_hat, pull_hat = self.drift(y_hat, omega, t_range)
-        reference = rate_hat * z_hat - pull_hat if method == "dds" else 0.0
-        return (pull + reference + lambda_id * z_hat) / (rate + lambda_id)
-
-
-def expected_share(rate: Tensor | float, etas: Tensor) -> Tensor:
-    """Return the share of the way to the end point that SGD has gone after each step, on average, (n, *rate.shape)."""
-    rate = torch.as_tensor(rate, dtype=torch.float64)
-    return 1 - (1 - etas.reshape(-1, *[1] * rate.ndim) * rate).cumprod(dim=0)
-
-
-def disc_world(
-    schedule: Schedule,
-    size: int = 16,
-    edit_size: float = 2.0,
-    omega: float = 7.5,
-    variance: tuple[float, float] = (1.0, 1.0),
-) -> tuple[GaussianWorld, Tensor]:
-    """Return a world of three-channel pictures, and the region (size, size) of 0 and 1 that its prompts differ in.
-
-    Prompts 0 (null) and 1 (source) are N(0, 1). Prompt 2 (target) adds a disc: its mean there is `edit_size` / `omega`,
-    so that the guided edit is `edit_size` standard deviations of a channel; `variance` is its own, in it and around.
-    """
-    x = (torch.arange(size) + 0.5) / size
-    region = ((x[:, None] - 0.55).square() + (x - 0.45).square() < 0.25**2).float()  # (h, w)
-    colour = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
-    mean, spread = torch.zeros(3, 3, size, size), torch.ones(3, 3, size, size)
-    mean[2] = edit_size / omega * colour * region
-    spread[2] = torch.where(region > 0, *variance)
-    return GaussianWorld(mean, spread, schedule), region
-
-
-def texture(size: int, generator: torch.Generator) -> Tensor:
-    """Return a soft texture with mean 0 and variance 1 in every channel, (1, 3, size, size): details one can see."""
-    coarse = torch.randn(1, 3, 6, 6, generator=generator)
-    soft = F.interpolate(coarse, size=(size, size), mode="bicubic")  # (1, 3, size, size)
-    return (soft - soft.mean(dim=(2, 3), keepdim=True)) / soft.std(dim=(2, 3), keepdim=True)
+def _check_finite(path: Tensor, begin: int, eta: str | float, omega: float) -> None:
+    """Refuse a trajectory that is not finite; looked at once, at the end, because a GPU stops for every look."""
+    finite = path.isfinite().flatten(1).all(dim=1)  # (n + 1,)
+    if not finite.all():
+        k = begin + int(finite.long().argmin())
+        text = "lower eta or omega, or take a model with weights of 32 bit"
+        raise UserError(f"edit: the latent is not finite from iteration {k} on (eta {eta}, omega {omega:g}); {text}")

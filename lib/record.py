@@ -140,9 +140,24 @@ class Run:
         UserError
             Unknown claim, a check that was not measured, or an unknown check.
         """
+        self._card(claim_id, claims.judge(claim_id, self._entry(claim_id), measured))
+
+    def not_tested(self, claim_id: str, reason: str) -> None:
+        """Show the card of a claim that this run could not test, with what it would need.
+
+        Raises
+        ------
+        UserError
+            Unknown claim.
+        """
+        self._card(claim_id, claims.not_tested(self._entry(claim_id), reason))
+
+    def _entry(self, claim_id: str) -> dict[str, Any]:
         if claim_id not in self._entries:
             raise UserError(f"claim '{claim_id}' is not in claims.yaml")
-        judged = claims.judge(claim_id, self._entries[claim_id], measured)
+        return self._entries[claim_id]
+
+    def _card(self, claim_id: str, judged: dict[str, Any]) -> None:
         self.claims[claim_id] = judged
         card, words = claims.card(claim_id, judged), claims.card_text(claim_id, judged)
         display({"text/html": card, "text/plain": words}, raw=True)

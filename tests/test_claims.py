@@ -45,6 +45,14 @@ def test_verdicts():
     assert verdict(size=float("nan")) == "trend only"  # what is not defined does not hold
 
 
+def test_claim_that_cannot_be_tested_says_what_it_needs():
+    judged = claims.not_tested(ENTRY, "needs a GPU")
+    assert claims.verdict(judged["checks"]) == judged["verdict"] == "not tested here"
+    for written in (claims.card("T1", judged), claims.card_text("T1", judged)):
+        assert "not tested here" in written
+        assert "needs a GPU" in written
+
+
 @pytest.mark.parametrize("measured", [{"size": 1.0}, {**GOOD, "extra": 1.0}])
 def test_every_check_is_measured_and_nothing_else(measured):
     with pytest.raises(UserError, match=r"claims\.yaml lists"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib import dds, diffusion
+from lib import dds, dds_gaussian, dds_measures, dds_optimizers, diffusion
 from lib.parameters import UserError
 
 SCHEDULE = diffusion.scaled_linear()
@@ -29,19 +29,19 @@ def latents(n: int = 2, size: int = 8, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(n, 4, size, size, generator=torch.Generator().manual_seed(3), dtype=dtype)
 
 
-def world(variance: tuple[float, float] = (1.0, 1.0), mean: bool = False) -> tuple[dds.GaussianWorld, Tensor]:
+def world(variance: tuple[float, float] = (1.0, 1.0), mean: bool = False) -> tuple[dds_gaussian.GaussianWorld, Tensor]:
     """Return a small float64 world and its region; with `mean`, all three prompts have means of their own."""
-    made, region = dds.disc_world(SCHEDULE, size=8, variance=variance)
+    made, region = dds_gaussian.disc_world(SCHEDULE, size=8, variance=variance)
     shift = 0.3 * torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)) if mean else 0.0
-    return dds.GaussianWorld((made.mean + shift).double(), made.variance.double(), SCHEDULE), region
+    return dds_gaussian.GaussianWorld((made.mean + shift).double(), made.variance.double(), SCHEDULE), region
 
 
-def inputs(made: dds.GaussianWorld, n: int = 2) -> Tensor:
+def inputs(made: dds_gaussian.GaussianWorld, n: int = 2) -> Tensor:
     """Return source images of a world, (n, 3, 8, 8)."""
     return made.sample(1, n, torch.Generator().manual_seed(2))
 
 
-def edit_world(made: dds.GaussianWorld, z_hat: Tensor, y: Tensor = TARGET, **options) -> dds.Edit:
+def edit_world(made: dds_gaussian.GaussianWorld, z_hat: Tensor, y: Tensor = TARGET, **options) -> dds.Edit:
     """Edit source images of a world."""
     return dds.edit(made, SCHEDULE, z_hat, y, SOURCE, NULL, **options)
 
@@ -68,7 +68,7 @@ def reference_edit(optimizer, z_hat: Tensor, prompts: list[Tensor], n: int, surr
 )
 def test_update_equals_autograd_and_torch_optimizer_bit_for_bit(name, optimizer, eta):
     z_hat, prompts = latents(), embeddings()
-    ours = dds.edit(net, SCHEDULE, z_hat, *prompts, iterations=30, optimizer=name, eta=eta, seed=11).z
+    ours = dds.edit(net, SCHEDULE, z_hat, *prompts, iterations=30, optimizer=name, eta=eta, seed=11, plain=True).z
     theirs = reference_edit(optimizer, z_hat, prompts, 30, lambda z, g: (z * g).sum(), lr=eta)
     assert (ours - z_hat).abs().max() > 0.01
     assert torch.equal(ours, theirs)
@@ -97,10 +97,10 @@ def test_adam_by_hand():
 
 
 def test_supplement_preset_decays_every_20_iterations():
-    steps = dds.step_sizes("supplement", 41)
+    steps = dds_optimizers.step_sizes("supplement", 41)
     first = 200 / 4096
     assert steps[[0, 19, 20, 39, 40]].tolist() == pytest.approx([first, first, 0.9 * first, 0.9 * first, 0.81 * first])
-    assert dds.step_sizes("literal", 1).item() == 2.0
+    assert dds_optimizers.step_sizes("literal", 1).item() == 2.0
 
 
 def test_dds_is_the_difference_of_two_sds_directions():
@@ -113,16 +113,115 @@ def test_dds_is_the_difference_of_two_sds_directions():
     torch.testing.assert_close(both, moved - kept, rtol=0, atol=1e-12)
 
 
-def test_one_model_call_an_iteration():
-    calls = []
+class Counted:
+    """The network, with the number of latents of every call."""
 
-    def counted(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        calls.append((len(z_t), len(t), len(y)))
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        assert len(z_t) == len(t) == len(y)
+        self.calls.append(len(z_t))
         return net(z_t, t, y)
 
-    dds.edit(counted, SCHEDULE, latents(3), *embeddings(), iterations=4)
-    dds.edit(counted, SCHEDULE, latents(3), *embeddings(), iterations=2, method="sds")
-    assert calls == [(12, 12, 12)] * 4 + [(6, 6, 6)] * 2
+
+def test_plain_form_makes_four_or_two_evaluations_in_one_call():
+    counted = Counted()
+    done = dds.edit(counted, SCHEDULE, latents(3), *embeddings(), iterations=4, plain=True)
+    assert counted.calls == [12] * 4
+    assert done.evaluations == 48
+    dds.edit(counted, SCHEDULE, latents(3), *embeddings(), iterations=2, method="sds", plain=True)
+    assert counted.calls[4:] == [6] * 2
+
+
+Y, Y_HAT, EMPTY = embeddings()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "given", "calls"),
+    [
+        ((Y, Y_HAT), {}, False, [4, 8, 8, 8]),
+        ((Y, EMPTY), {}, False, [4, 6, 6, 6]),
+        ((EMPTY, Y_HAT), {}, False, [4, 6, 6, 6]),
+        ((Y, Y_HAT), {"omega": 1.0}, False, [4, 4, 4, 4]),
+        ((Y, Y_HAT), {"optimizer": "adam", "eta": 0.02}, False, [4, 8, 8, 8]),
+        ((Y, Y_HAT), {}, True, [2, 4, 4, 4]),
+        ((Y, EMPTY), {"lambda_id": 0.3}, True, [2, 4, 4, 4]),
+        ((Y, Y_HAT), {"omega": 1.0}, True, [2, 2, 2, 2]),
+        ((Y, Y_HAT), {"method": "sds"}, False, [4, 4, 4, 4]),
+        ((Y, Y_HAT), {"method": "sds", "omega": 1.0}, False, [2, 2, 2, 2]),
+    ],
+)
+def test_savings_equal_the_plain_form(prompts, options, given, calls):
+    z_hat, (y, y_hat) = latents(2), prompts
+    counted = Counted()
+    shared = dds.reference(net, SCHEDULE, z_hat, y_hat, EMPTY, iterations=4, seed=7) if given else None
+    arguments = {"iterations": 4, "seed": 7, **options}
+    ours = dds.edit(counted, SCHEDULE, z_hat, y, y_hat, EMPTY, reference=shared, **arguments)
+    plain = dds.edit(net, SCHEDULE, z_hat, y, y_hat, EMPTY, plain=True, **arguments)
+    assert counted.calls == calls
+    assert ours.evaluations == sum(calls)
+    assert (plain.z - z_hat).abs().max() > 0.01
+    torch.testing.assert_close(ours.trajectory, plain.trajectory, rtol=0, atol=1e-6)
+
+
+def test_savings_hold_over_a_whole_edit():
+    z_hat = latents(2)
+    shared = dds.reference(net, SCHEDULE, z_hat, Y_HAT, EMPTY, seed=7, batch=5)
+    plain = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, seed=7, plain=True).z
+    for given in (None, shared):
+        ours = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, seed=7, reference=given).z
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
+
+
+def test_reference_serves_targets_guidance_and_shorter_edits():
+    z_hat = latents(2)
+    counted = Counted()
+    shared = dds.reference(counted, SCHEDULE, z_hat, Y_HAT, EMPTY, iterations=6, seed=7, batch=5)
+    assert sum(counted.calls) == 2 * 6 * 2
+    assert max(counted.calls) == 5
+    for y, options in ((Y, {}), (EMPTY, {}), (Y, {"omega": 3.0}), (Y, {"iterations": 3})):
+        arguments = {"iterations": 6, "seed": 7, **options}
+        ours = dds.edit(net, SCHEDULE, z_hat, y, Y_HAT, EMPTY, reference=shared, **arguments).z
+        plain = dds.edit(net, SCHEDULE, z_hat, y, Y_HAT, EMPTY, plain=True, **arguments).z
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-6)
+
+
+def test_reference_of_the_empty_prompt_is_computed_once():
+    counted = Counted()
+    dds.reference(counted, SCHEDULE, latents(2), EMPTY, EMPTY, iterations=6)
+    assert sum(counted.calls) == 6 * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "eta": 0.02}])
+def test_continued_edit_equals_an_uninterrupted_one_bit_for_bit(options):
+    z_hat = latents(2)
+    whole = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=9, seed=3, **options)
+    part = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=4, seed=3, **options)
+    rest = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=9, seed=3, state=part.state, **options)
+    assert torch.equal(part.trajectory, whole.trajectory[:5])
+    assert torch.equal(rest.trajectory, whole.trajectory[4:])
+    assert torch.equal(rest.z, whole.z)
+
+
+def test_one_image_with_equal_prompts_in_a_batch_stays_bit_equal():
+    z_hat = latents(2)
+    y = torch.cat([Y, Y_HAT])
+    shared = dds.reference(net, SCHEDULE, z_hat, Y_HAT, EMPTY, iterations=20, batch=7)
+    for given in (None, shared):
+        done = dds.edit(net, SCHEDULE, z_hat, y, Y_HAT, EMPTY, iterations=20, reference=given).z
+        assert torch.equal(done[1], z_hat[1])
+        assert not torch.equal(done[0], z_hat[0])
+
+
+def test_reference_or_state_of_another_edit_is_refused():
+    z_hat = latents(2)
+    shared = dds.reference(net, SCHEDULE, z_hat, Y_HAT, EMPTY, iterations=3)
+    with pytest.raises(UserError, match=r"reference: shape \(3, 2, 4, 8, 8\) given; this edit takes \(4, 2, 4, 8, 8\)"):
+        dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=4, reference=shared)
+    state = dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=4).state
+    with pytest.raises(UserError, match=r"state: latent \(2, 4, 8, 8\) after 4 steps given; .* and 4 iterations"):
+        dds.edit(net, SCHEDULE, z_hat, Y, Y_HAT, EMPTY, iterations=4, state=state)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"optimizer": "adam", "eta": 0.02}])
@@ -140,6 +239,14 @@ def test_half_precision_model_keeps_the_latent_in_its_own_type():
     done = dds.edit(half, SCHEDULE, z_hat, *prompts, iterations=5).z
     assert done.dtype == torch.float32
     torch.testing.assert_close(done, dds.edit(net, SCHEDULE, z_hat, *prompts, iterations=5).z, rtol=0, atol=0.02)
+
+
+def test_first_infinite_iteration_is_named():
+    def breaks(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return net(z_t, t, y) / (z_t.abs().amax() < 4.2)
+
+    with pytest.raises(UserError, match=r"not finite from iteration \d+ on \(eta 0.5, omega 7.5\); lower eta or omega"):
+        dds.edit(breaks, SCHEDULE, latents(), Y, Y_HAT, EMPTY, eta=0.5, iterations=60)
 
 
 def test_input_is_not_changed():
@@ -218,12 +325,14 @@ def test_regularised_sds_ends_at_the_closed_form(lambda_id):
 def test_share_completed_by_the_presets():
     made, region = world()
     rate = made.drift(2, OMEGA)[0].mean()
-    share = {name: dds.expected_share(rate, dds.step_sizes(name, 400)) for name in dds.PRESETS}
+    share = {
+        name: dds_gaussian.expected_share(rate, dds_optimizers.step_sizes(name, 400)) for name in dds_optimizers.PRESETS
+    }
     assert share["notebook"][199].item() == pytest.approx(0.966, abs=0.002)
     assert share["notebook"][399].item() == pytest.approx(0.9989, abs=0.0002)
     assert share["supplement"][199].item() == pytest.approx(0.891, abs=0.002)
     z_hat = inputs(made, 30)
-    done = dds.completed(edit_world(made, z_hat).z, z_hat, made.end_point(z_hat, 2, 1, OMEGA), region)
+    done = dds_measures.completed(edit_world(made, z_hat).z, z_hat, made.end_point(z_hat, 2, 1, OMEGA), region)
     assert done.mean().item() == pytest.approx(share["notebook"][199].item(), abs=0.004)
 
 
@@ -260,18 +369,22 @@ def test_saliency_maps():
 def test_measures_at_known_values():
     region = torch.zeros(8, 8)
     region[:2] = 1
-    assert dds.energy_share(torch.ones(5, 3, 8, 8), region).tolist() == [0.25] * 3
-    assert dds.energy_share(region.expand(5, 1, 8, 8), region).tolist() == [1.0]
-    assert dds.gini(torch.ones(10)) == pytest.approx(0.0)
-    assert dds.gini(torch.eye(1, 10)) == pytest.approx(0.9)
-    assert dds.gini(torch.tensor([1.0, 3.0])) == pytest.approx(0.25)
+    assert dds_measures.energy_share(torch.ones(5, 3, 8, 8), region).tolist() == [0.25] * 3
+    assert dds_measures.energy_share(region.expand(5, 1, 8, 8), region).tolist() == [1.0]
+    assert dds_measures.gini(torch.ones(10)) == pytest.approx(0.0)
+    assert dds_measures.gini(torch.eye(1, 10)) == pytest.approx(0.9)
+    assert dds_measures.gini(torch.tensor([1.0, 3.0])) == pytest.approx(0.25)
     z_hat, goal = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
     half = torch.where(region > 0, 0.5, 9.0) * goal  # what happens outside the region does not count
-    assert dds.completed(torch.stack([z_hat, half, goal]), z_hat, goal, region).tolist() == [[0, 0], [0.5, 0.5], [1, 1]]
+    assert dds_measures.completed(torch.stack([z_hat, half, goal]), z_hat, goal, region).tolist() == [
+        [0, 0],
+        [0.5, 0.5],
+        [1, 1],
+    ]
 
 
 def test_texture_has_unit_variance():
-    soft = dds.texture(16, torch.Generator().manual_seed(0))
+    soft = dds_gaussian.texture(16, torch.Generator().manual_seed(0))
     assert soft.shape == (1, 3, 16, 16)
     assert soft.mean(dim=(2, 3)).abs().max() < 1e-6
     assert soft.std(dim=(2, 3)).flatten().tolist() == pytest.approx([1.0] * 3)

@@ -20,7 +20,7 @@ def main() -> None:
     judged = {key: value for path in files.values() for key, value in read_results(path)["claims"].items()}
     print("\t".join(("id", "profile", "verdict", "expected", "measured", "n")))
     for key, entry in claims.load(ROOT / "claims.yaml").items():
-        if key in judged:
+        if key in judged and judged[key]["checks"]:
             first = judged[key]["checks"][0]
             row = (key, profile, judged[key]["verdict"], claims.rule_text(first), first["text"], str(first["n"]))
         else:

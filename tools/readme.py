@@ -14,7 +14,7 @@ README = ROOT / "README.md"
 
 def scorecard(results: list[dict]) -> str:
     """Return the tested claims as a Markdown table: id, claim, verdict, headline number."""
-    judged = {key: value for one in results for key, value in one["claims"].items()}
+    judged = {key: value for one in results for key, value in one["claims"].items() if value["checks"]}
     entries = claims.load(ROOT / "claims.yaml")
     rows = ["| claim | what the paper says | verdict | measured (required) |", "|---|---|---|---|"]
     for key, entry in entries.items():

@@ -106,13 +106,15 @@ def _headline(data: dict[str, Any], claim_id: str, link: Link) -> str:
     found, notebook = judged(data, claim_id)
     if not found:
         return '<span class="where">no notebook measures it yet</span>'
+    way = f' · <a href="{link(f"notebooks/{notebook}")}#result">notebook</a>'
+    if not found["checks"]:
+        return f'<span class="where">{escape(found["reason"])}</span>{way}'
     first, held = found["checks"][0], sum(check["holds"] for check in found["checks"])
     return (
         f'<span class="measured">{escape(first["text"])}</span> '
         f"(n = {first['n']}; required {escape(claims.rule_text(first))})"
         f'<br><span class="where">{escape(first["what"])}</span>'
-        f"<br>{held} of {len(found['checks'])} checks hold"
-        f' · <a href="{link(f"notebooks/{notebook}")}#result">notebook</a>'
+        f"<br>{held} of {len(found['checks'])} checks hold{way}"
     )
 
 
@@ -121,7 +123,8 @@ def claim_card(data: dict[str, Any], claim_id: str, link: Link) -> str:
     found, notebook = judged(data, claim_id)
     if found:
         way = f'<a href="{link(f"notebooks/{notebook}")}#result">{notebook}</a>'
-        foot = f'<p class="claim-link">Measured in {way}, profile {data["profile"]}.</p>'
+        what = "Measured in" if found["checks"] else "Its notebook:"
+        foot = f'<p class="claim-link">{what} {way}, profile {data["profile"]}.</p>'
         return claims.card(claim_id, found).removesuffix("</div>") + foot + "</div>"
     entry = data["claims"][claim_id]
     return (
