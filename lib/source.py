@@ -31,6 +31,7 @@ from lib.record import write_atomic
 from lib.train import train
 
 Device = torch.device | str
+Draw = Callable[[torch.Generator], list[Tensor]]  # clean images (b, c, h, w) and, for some U-Nets, class numbers (b,)
 SETTINGS, SECONDS = "training.json", "seconds.json"  # what an artefact was trained with, and how long
 WARMUP, CLIP = 100, 1.0  # steps of rising learning rate; largest norm of a gradient
 
@@ -58,21 +59,58 @@ def source_model(
         The folder holds something that cannot be read; it cannot be written; training failed; no U-Net has such
         `channels`.
     """
-    levels = len(channels) - 1
-    if levels < 0 or size % 2**levels or any(c % 8 for c in channels) or channels[-1] % 32:
-        text = "give multiples of 8, the last one of 32, not more of them than the size can be halved"
-        raise UserError(f"channels = {list(channels)} at size = {size}: {text}")
     settings = {"size": size, "channels": list(channels), "steps": steps, "batch": batch, "lr": lr, "ema": ema}
     settings["seed"] = seed
 
+    def prepare() -> tuple[UNet2DModel, Draw]:
+        images = data.split(data.printed(size))[0].images
+
+        def draw(generator: torch.Generator) -> list[Tensor]:
+            return [images[torch.randint(len(images), (batch,), generator=generator)]]
+
+        return small_unet(size, channels), draw
+
+    denoiser(folder, settings, prepare, device, progress)
+    return load(folder, device)
+
+
+def denoiser(
+    folder: Path,
+    settings: dict[str, Any],
+    prepare: Callable[[], tuple[UNet2DModel, Draw]],
+    device: Device = "cpu",
+    progress: bool = True,
+) -> None:
+    """See that `folder` holds a noise-predicting U-Net trained with `settings`; if not, train it there.
+
+    Parameters
+    ----------
+    folder
+        In diffusers' pipeline layout, with the averaged weights; checkpoints lie beside it while it is trained.
+    settings
+        As JSON. Those that training needs: size, channels, steps, batch, lr, ema, seed.
+    prepare
+        Called to train, with torch's seed set: the untrained U-Net, and a function that draws from a generator the
+        clean images of one batch and, if the U-Net has class numbers, these.
+
+    Raises
+    ------
+    UserError
+        As `source_model`.
+    """
+    size, channels = settings["size"], settings["channels"]
+    levels = len(channels) - 1
+    if levels < 0 or size % 2**levels or any(c % 8 for c in channels) or channels[-1] % 32:
+        text = "give multiples of 8, the last one of 32, not more of them than the size can be halved"
+        raise UserError(f"channels = {channels} at size = {size}: {text}")
+
     def make(checkpoints: Path, target: Path) -> None:
-        unet, spent = _train(checkpoints, settings, device, progress)
+        unet, spent = _train(checkpoints, settings, prepare, device, progress)
         scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
         DDPMPipeline(unet.cpu(), scheduler).save_pretrained(target)
         write_atomic(target / SECONDS, json.dumps(round(spent, 1)))
 
     _artefact(Path(folder), settings, make)
-    return load(folder, device)
 
 
 def classifier(
@@ -113,22 +151,35 @@ def shared(
     UserError
         As `load`, `source_model` and `classifier`; or the two do not take the same images.
     """
-    folder, judge_folder = Path(source or artefacts / "source"), artefacts / "classifier"
+    folder = Path(source or artefacts / "source")
     found = source or folder.exists()
     unet, schedule = load(folder, device) if found else source_model(folder, steps=steps, device=device)
-    known = judge_folder.exists()
-    judge = (
-        load_classifier(judge_folder, device) if known else classifier(judge_folder, steps=judge_steps, device=device)
-    )
+    return unet, schedule, judge_for(unet, artefacts, judge_steps, device)
+
+
+def judge_for(unet: UNet2DModel, artefacts: Path, steps: int = 400, device: Device = "cpu") -> metrics.Classifier:
+    """Load the classifier in `artefacts`, trained there if there is none yet, that is to judge the images of `unet`.
+
+    Raises
+    ------
+    UserError
+        As `classifier`; or the two do not take the same images.
+    """
+    folder = artefacts / "classifier"
     size, channels = unet.config["sample_size"], unet.config["in_channels"]
+    judge = load_classifier(folder, device) if folder.exists() else classifier(folder, size, steps, device=device)
     if (size, channels) != (judge.size, 1):
         text = f"images {channels} x {size} x {size} given; the classifier takes 1 x {judge.size} x {judge.size}"
         raise UserError(f"source: {text}")
-    return unet, schedule, judge
+    return judge
 
 
-def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Schedule]:
+def load(
+    folder: Path | str, device: Device = "cpu", what: str = "source model", notebook: str = "50_source"
+) -> tuple[UNet2DModel, Schedule]:
     """Load a model and its noise schedule from a folder of diffusers' pipeline layout.
+
+    `what` it is and the `notebook` that makes it are named in errors.
 
     Raises
     ------
@@ -138,7 +189,7 @@ def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Sched
     folder = Path(folder)
     for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
         if not (folder / name).is_file():
-            raise UserError(f"source model {folder}: {name} is missing; run 50_source first, or name another folder")
+            raise UserError(f"{what} {folder}: {name} is missing; run {notebook} first, or name another folder")
     try:
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, use_safetensors=True)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -146,7 +197,7 @@ def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Sched
         text = str(error)
         shape = "size mismatch" in text or "ignore_mismatched_sizes" in text or "shape" in text
         why = "weights have other shapes than unet/config.json says" if shape else "a file is truncated or damaged"
-        raise UserError(f"source model {folder}: {why}; delete the folder and run 50_source again") from None
+        raise UserError(f"{what} {folder}: {why}; delete the folder and run {notebook} again") from None
     return unet.to(device, memory_format=torch.channels_last).eval(), diffusion.from_diffusers(scheduler)
 
 
@@ -176,26 +227,27 @@ def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int = 0, steps:
     return torch.cat([draw(x.to(unet.device)) for x in noise.split(batch)]).cpu()
 
 
-def _train(checkpoints: Path, settings: dict[str, Any], device: Device, progress: bool) -> tuple[Any, float]:
-    """Train on the training part of the printed digits; returns the model with its averaged weights, and seconds."""
-    size, steps, batch = settings["size"], settings["steps"], settings["batch"]
-    images = data.split(data.printed(size))[0].images
+def _train(
+    checkpoints: Path, settings: dict[str, Any], prepare: Callable, device: Device, progress: bool
+) -> tuple[Any, float]:
+    """Train what `prepare` returns, see `denoiser`; returns the model with its averaged weights, and seconds."""
+    steps, schedule = settings["steps"], diffusion.linear()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        unet: Any = small_unet(size, settings["channels"])
+        unet, draw = prepare()
     unet.to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs
-    model, schedule = eps_model(unet), diffusion.linear()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=settings["lr"], weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, steps))
 
     def sample(generator: torch.Generator) -> list[Tensor]:
-        x0 = images[torch.randint(len(images), (batch,), generator=generator)]
-        t = torch.randint(schedule.T, (batch,), generator=generator)
-        return [part.to(device) for part in (x0, t, torch.randn(x0.shape, generator=generator))]
+        x0, *classes = draw(generator)
+        t = torch.randint(schedule.T, (len(x0),), generator=generator)
+        return [part.to(device) for part in (x0, t, torch.randn(x0.shape, generator=generator), *classes)]
 
     def step(drawn: list[Tensor]) -> dict[str, Tensor]:
-        x0, t, eps = drawn
-        loss = (model(schedule.add_noise(x0, eps, t), t) - eps).square().mean()  # Ho et al. 2020, Eq. 14
+        x0, t, eps, *classes = drawn
+        predicted = unet(schedule.add_noise(x0, eps, t), t, *classes).sample
+        loss = (predicted - eps).square().mean()  # Ho et al. 2020, Eq. 14
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), CLIP)
