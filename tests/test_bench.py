@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import ant, diffusion, nets, perceptual, sdft
+from lib import ant, dds_speed, diffusion, nets, perceptual, sdft
+from lib.digit_prompts import with_prompts
 from lib.results import read_results
-from tools import bench, bench_methods, bench_metrics, bench_sampling, bench_tools
+from tools import bench, bench_dds, bench_methods, bench_metrics, bench_sampling, bench_tools
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 import companion_html
@@ -125,3 +126,45 @@ def test_operations_are_counted():
             return self.layer(x)
 
     assert bench_sampling.operations(Net()) == 2 * 4 * 9 * 64
+
+
+def test_evaluations_of_dds_that_are_saved(unet):
+    rows = bench_dds.savings(CPU, targets=3, batch=2, iterations=4, rounds=1, unet=with_prompts(unet))
+    n, K, b = 4, 3, 2
+    plain = 4 * n * K * b
+    saved = [4 * n - 2, 2 * n + K * (2 * n - 1), 3 * n - 1, n + K * (2 * n - 1)]  # the second and last: K edits at once
+    counts = [saved[0] * K * b, saved[1] * b, saved[2] * K * b, saved[3] * b]
+    assert [row["note"].split(";")[0] for row in rows] == [f"{m} evaluations in place of {plain}" for m in counts]
+    apart = [float(row["note"].split("at most ")[1].split(" ")[0]) for row in rows]
+    assert max(apart) < 1e-5
+
+
+def test_dds_has_goals_on_a_gpu_alone():
+    loops = [
+        {"loop": name, "seconds": 2.5, "speedup": 3.5, "evaluations": 798, "TFLOP": 641.0, "TFLOP/s": 256.4}
+        | {"share of matrix rate": 0.32, "first run, seconds": 9.0, "GB": 5.5}
+        | ({"difference": 0.02} if name != "as published" else {})
+        for name in ("as published", "ours", "ours, empty source prompt")
+    ]
+    found = dds_speed.Speed(loops, 2.5, 3.5, 0.02, 790.0, 0.803, 859_520_964, "sd15")
+    rows = {row["what"]: row for row in bench_dds.speed_rows(found, goals=True)}
+    assert (rows["ours: time"]["goal"], rows["ours: time"]["met"]) == ("at most 2", False)
+    assert (rows["ours: speed"]["goal"], rows["ours: speed"]["met"]) == ("at least 3", True)
+    assert "798 evaluations, 641 TFLOP, 2.564e+05 GFLOP/s: 32 %" in rows["ours: time"]["note"]
+    assert "peak 5.5 GB" in rows["ours: time"]["note"]
+    assert rows["ours: speed"]["note"] == "the results differ by 2 % of the edit"
+    assert all(row["met"] is None for name, row in rows.items() if not name.startswith("ours: "))
+    assert all(row["met"] is None for row in bench_dds.speed_rows(found))
+
+
+def test_a_compiler_that_fails_leaves_the_other_rows(monkeypatch):
+    def failing(device, mode, **named):
+        if mode == "compile":
+            raise RuntimeError("no compiler")
+        return dds_speed.Speed([], 1.0, 1.0, 0.0, 1.0, 1.0, 1, "sd15")
+
+    monkeypatch.setattr(dds_speed, "measure", failing)
+    monkeypatch.setattr(bench_dds, "savings", lambda device, rounds: [])
+    rows = bench_dds.measure(torch.device("cuda"))
+    assert len(rows) == 1
+    assert rows[0]["note"].endswith("compile failed here: RuntimeError")

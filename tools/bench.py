@@ -1,4 +1,4 @@
-"""Measure and print what matters: the training loop, the measures, steps of the methods, sampling, every notebook.
+"""Measure and print what matters: the training loop, the measures, steps of the methods, sampling, DDS, notebooks.
 
 `python -m tools.bench --device cuda` measures on a GPU. The table goes to `results/bench/cpu.json` or `gpu.json`, which
 the page on costs shows. Each section also runs alone: `python -m tools.bench_methods`.
@@ -18,7 +18,7 @@ import torch
 
 from lib import nets, record
 from lib.results import ROOT, read_results, write_atomic
-from tools import bench_loop, bench_methods, bench_metrics, bench_sampling
+from tools import bench_dds, bench_loop, bench_methods, bench_metrics, bench_sampling
 from tools.bench_tools import Row, options, row, table
 
 FOLDER = ROOT / "results" / "bench"
@@ -83,6 +83,7 @@ def main() -> None:
         ),
         bench_methods.TITLE: lambda: bench_methods.measure(device, rounds=chosen.rounds or 7, unet=large),
         bench_sampling.TITLE: lambda: bench_sampling.measure(device, rounds=chosen.rounds or 3, unet=large, **memory),
+        bench_dds.TITLE: lambda: bench_dds.measure(device, rounds=chosen.rounds or 3),
     }
     sections = {}
     for title, measure in measured.items():

@@ -1,4 +1,4 @@
-"""What the sections of the bench share: fair timing, rows of the table, counting of network calls.
+"""What the sections of the bench share: fair timing (`lib.timing`), rows of the table, counting of network calls.
 
 Everything is a ratio of two things measured in the same process in turns, so that a slower machine or a busy one
 changes both. On a CPU processor time is counted, on a GPU the wall time between two synchronisations.
@@ -7,49 +7,17 @@ changes both. On a CPU processor time is counted, on a GPU the wall time between
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lib.timing import interleaved, ratio, seconds
+
+__all__ = ["Counted", "Row", "interleaved", "options", "ratio", "row", "seconds", "table"]
+
 Row = dict[str, Any]  # what, value, unit, goal (text), met (True, False or None without a goal), note
-
-
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the time that `run` takes: processor time on a CPU, wall time until a GPU is done."""
-    if device.type == "cpu":
-        began = time.process_time()
-        run()
-        return time.process_time() - began
-    torch.cuda.synchronize(device)
-    wall = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - wall
-
-
-def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm_up: bool = True
-) -> dict[str, list[float]]:
-    """Return the seconds of every run in every round; each round begins with another one."""
-    names = list(runs)
-    if warm_up:
-        for name in names:
-            runs[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for i in range(rounds):
-        start = i % len(names)
-        for name in names[start:] + names[:start]:
-            times[name].append(seconds(runs[name], device))
-    return times
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    """Return the median over rounds of the quotient within a round."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def row(
