@@ -8,9 +8,37 @@ from PIL import Image
 
 from lib.nets import small_unet
 from lib.results import ROOT
+from lib.tiny_diffusion import tiny_pipeline
 from tools import readme
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def example(word):
+    """Return the Python block of the README in which a word occurs."""
+    (found,) = [code for code in re.findall(r"```python\n(.*?)```", README, flags=re.S) if word in code]
+    return found
+
+
+def run(code, changes):
+    for printed, used in changes.items():
+        assert code.count(printed) == 1, printed
+        code = code.replace(printed, used)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_example_edits_a_photograph(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("tiny")
+    Image.new("RGB", (70, 64), (80, 120, 200)).save("house.jpg")
+    run(
+        example("zero_shot"),
+        {
+            '"stable-diffusion-v1-5/stable-diffusion-v1-5", device="cuda"': '"tiny"',
+            '"House.")': '"House.", iterations=3)',
+        },
+    )
+    assert Image.open("igloo.png").size == (64, 64)
 
 
 def test_example_fine_tunes_a_model_on_a_folder(tmp_path, monkeypatch):
@@ -21,9 +49,7 @@ def test_example_fine_tunes_a_model_on_a_folder(tmp_path, monkeypatch):
     (tmp_path / "path/to/your/images").mkdir(parents=True)
     for i in range(3):
         Image.new("RGB", (20 + i, 30), (80 * i, 0, 0)).save(tmp_path / "path/to/your/images" / f"{i}.jpg")
-    code = re.search(r"```python\n(.*?)```", README, flags=re.S).group(1)
-    assert "steps=10_000" in code
-    exec(compile(code.replace("steps=10_000", "steps=2"), "README.md", "exec"), {})
+    run(example("sdft"), {"steps=10_000": "steps=2"})
     adapted = DDPMPipeline.from_pretrained("my-model").unet
     assert any(not torch.equal(a, b) for a, b in zip(adapted.parameters(), unet.parameters(), strict=True))
 

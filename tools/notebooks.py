@@ -14,8 +14,10 @@ NOTEBOOKS = ROOT / "notebooks"
 
 # A notebook that loads what another one trained.
 IMAGES = ("60_finetune", "62_ant", "63_translate", "64_asyrp", "66_ant_sensitivity", "67_own_images")
-NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", *IMAGES)}
-LONG = ("10_rdmd_2d", "60_finetune", "62_ant", "63_translate", "66_ant_sensitivity")  # minutes at `cpu`
+NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", "41_dds_digits", *IMAGES)}
+NEEDS |= {name: ["41_dds_digits"] for name in ("42_dds_directions", "43_dds_network")}
+# Minutes at `cpu`.
+LONG = ("10_rdmd_2d", "43_dds_network", "60_finetune", "62_ant", "63_translate", "66_ant_sensitivity")
 
 
 def names() -> list[str]:
