@@ -228,10 +228,14 @@ class Measured(NamedTuple):
     lpips: list[float]  # LPIPS to the input, lower keeps more of it
 
     @property
+    def reached(self) -> list[int]:
+        """Places of the SDEdits whose CLIP similarity reaches that of DDS."""
+        return [i for i in range(2, len(self.clip)) if self.clip[i] >= self.clip[1]]
+
+    @property
     def matched(self) -> int:
-        """Place of the first SDEdit whose CLIP similarity reaches that of DDS; if none does, of the highest one."""
-        reached = [i for i in range(2, len(self.clip)) if self.clip[i] >= self.clip[1]]
-        return reached[0] if reached else max(range(2, len(self.clip)), key=self.clip.__getitem__)
+        """Place of the first of them; if there is none, of the SDEdit with the highest CLIP similarity."""
+        return self.reached[0] if self.reached else max(range(2, len(self.clip)), key=self.clip.__getitem__)
 
     @property
     def lpips_gap(self) -> float:

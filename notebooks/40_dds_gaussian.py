@@ -74,7 +74,7 @@ p = run.parameters
 # equal variances, the expected directions vanish at
 #
 # - DDS: $\hat z + \omega(\mu_y - \mu_{\hat y})$: the input plus the edit, every detail kept;
-# - SDS: $\mu_0 + \omega(\mu_y - \mu_0)$: the same picture for every input;
+# - SDS: $\mu_0 + \omega(\mu_y - \mu_0)$ ($\mu_0$ is the null prompt's mean): the same picture for every input;
 # - SDS with $\lambda(z - \hat z)$ added: a cross-fade between that picture and the input.
 #
 # Timesteps are drawn from 50 to 948 of Stable Diffusion's schedule. *Completed* is $1 - |z - z^*| / |\hat z - z^*|$
@@ -183,8 +183,8 @@ figures.show(
 )
 
 # %% [markdown]
-# Regularised SDS slides along the cross-fade: what it wins in background it loses in edit. DDS lies off that line,
-# because its direction has no pull towards the mean image.
+# The dashed line is the cross-fade between the input and the end of SDS. A method on it pays for background with edit.
+# The direction of DDS has no pull towards the mean image.
 #
 # ### What the direction looks like at each timestep
 
@@ -234,9 +234,9 @@ figures.slider(
 )
 
 # %% [markdown]
-# One noise, one picture, all timesteps. The SDS direction is mostly the noise and the details of the picture;
-# subtracting the reference branch leaves the disc. (Here, and for the optimisers, the target's variances differ a
-# little from the source's, so that the DDS direction is not exactly zero around the disc.)
+# One noise, one picture, all timesteps; the text of a frame gives the disc's share of the energy of either direction.
+# (Here, and for the optimisers, the target's variances differ a little from the source's, so that the DDS direction is
+# not exactly zero around the disc.)
 #
 # ### SGD and Adam
 #
@@ -397,8 +397,8 @@ for omega_ in p.omegas:
 run.table("guidance", cfg)
 
 # %% [markdown]
-# A larger guidance scale is quicker and overshoots the target's mean further; the change that the background should not
-# have had grows with it.
+# The table shows how speed, overshoot of the target's mean, and the change that the background should not have had go
+# with the guidance scale.
 #
 # ### Claim card
 
@@ -434,10 +434,12 @@ for key, values in numbers.items():
 # %% [markdown]
 # ## Limits
 #
+# - Outside the disc both prompts agree, so that DDS leaves it alone is algebra, and the check tests the code. That no
+#   weight of the penalty gives the edit without blur can be read off the trade-off figure; no check judges it.
 # - Real images are no independent Gaussian pixels, and a network's score is wrong in ways that DDS may or may not
 #   cancel. Here the bias that DDS removes is the pull towards the mean image, nothing else.
 # - The Gaussian world is linear: the guided edit never meets a curved manifold, so any guidance scale "works".
-# - Adam's learning rate and betas are not in the paper. The comparison uses torch's betas and the rate that completes
+# - We did not find Adam's learning rate and betas. The comparison uses torch's betas and the rate that completes
 #   the edit as far as SGD; the sweep shows how the shares move with it.
 # - The scale of the supplement's learning rate is not stated; the presets are three readings of it.
 # - How much of the edit SDS "completes" depends on the measure: by distance its remaining noise counts, along the

@@ -26,8 +26,8 @@
 # %% [markdown]
 # ## Claim
 #
-# **D3** (Fig. 8; supplement, Fig. 1). The SDS directions of a matched and an edited pair are nearly parallel, more so
-# at high noise and for aligned pairs; a larger guidance scale lowers it.
+# **D3** (main paper, Fig. 8; supplement, Fig. 1). The SDS directions of two matched pairs are nearly parallel, the more
+# so at high noise and for aligned pairs; a larger guidance scale lowers their cosine.
 
 # %% [markdown]
 # ## Method
@@ -52,7 +52,8 @@
 # **A Gaussian world.** Four-channel images of independent unit Gaussian pixels, whose prompts shift the mean; details
 # have the correlation $\rho$ = 0.8 (aligned) or 0 (unaligned), the shifts are 0.1 standard deviations and have a cosine
 # of 0.9 (all our choice). The exact prediction is known, and with many pixels $n$ so is the cosine: with
-# $\kappa = (\omega-1)^2 |\mu_y - \mu_0|^2 / n$ and $\kappa_\times$ the same with the product of both prompts' shifts,
+# $\kappa = (\omega-1)^2 |\mu_y - \mu_0|^2 / n$ and
+# $\kappa_\times = (\omega-1)^2 \langle \mu_y - \mu_0, \mu_{\hat y} - \mu_0 \rangle / n$,
 #
 # $$\text{(a)}\ \frac{\alpha_t^2 + \sigma_t^2 (\rho + \kappa_\times)}{\alpha_t^2 + \sigma_t^2 (1 + \kappa)},
 # \qquad \text{(b)}\ \frac{\sigma_t^2 + \alpha_t^2 (\rho + \kappa_\times)}{\sigma_t^2 + \alpha_t^2 (1 + \kappa)}.$$
@@ -79,7 +80,7 @@ images: TwoOrMore = 5  # aligned pairs of images for each pair of prompts
 noises: TwoOrMore = 4  # noises a pair and timestep
 omega: NonNegativeFloat = 7.5  # guidance scale of the directions; the figure's
 omegas: list[NonNegativeFloat] = [1.0, 3.0, 7.5, 15.0, 30.0]  # sweep; 3, 30 and omega are always in it
-sample_omega: NonNegativeFloat = 1.5  # of the images that are drawn: enough for the judge to read all as their prompt
+sample_omega: NonNegativeFloat = 1.5  # of the images that are drawn; chosen on seeds from 1000 upwards
 sample_steps: PositiveInt = 40  # their sampling steps
 edit_omega: NonNegativeFloat = 3.0  # of the DDS edits: at 7.5 many pixels leave the range of the images
 edit_iterations: PositiveInt = 100  # updates of an edit
@@ -360,8 +361,9 @@ for w in omegas:
 run.table("guidance", table, note="Mean over the figure's timesteps.")
 
 # %% [markdown]
-# The paper explains the fall by the network's errors, which $\omega$ multiplies. An exact score has none, and there the
-# cosine moves towards what the two prompts' shifts have in common, from above or from below.
+# The supplement says that any error is scaled by $\omega$; we take this to mean the network's error, and a cosine that
+# falls. An exact score has no error, and there the cosine moves towards what the two prompts' shifts have in common,
+# from above or from below.
 #
 # ### At equal noise
 # The digit model's schedule is not Stable Diffusion's: at the same timestep it has less noise first and more later.
@@ -383,7 +385,7 @@ for reading in READINGS:
         same_t = run.number(f"gap_{reading}_{kind}", gap(reading, kind))
         same_noise = run.number(f"level_gap_{reading}_{kind}", gap(reading, kind, level))
         rows.append({"reading": reading, "pairs": kind, "at equal t": same_t, "at equal noise": same_noise})
-run.table("distance", rows, note="Distance from the paper's curve, mean over its timesteps.")
+run.table("distance", rows, note="Absolute difference from the paper's curve, mean over its timesteps.")
 
 # %% [markdown]
 # ### Claim card

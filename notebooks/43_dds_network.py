@@ -21,13 +21,13 @@
 
 # %% [markdown]
 # ## Claim
-# **D6** (Fig. 7; supplement, Sec. B). One image-to-image network learns several edits from DDS; guidance warm-up
-# prevents mode collapse, and DDS keeps detail that SDS loses.
+# **D6** (main paper, Fig. 7; supplement, Sec. B). One image-to-image network learns several edits from DDS; guidance
+# warm-up prevents mode collapse, and DDS keeps detail that SDS loses.
 
 # %% [markdown]
 # ## Method
 # The network $f_\theta(\hat z, k)$ takes an input and the number of a task with target prompt $y_k$. With
-# $z = f_\theta(\hat z, k)$, one timestep $t$ and one noise $\epsilon$ for each image, iteration $i$ goes along
+# $z = f_\theta(\hat z, k)$, one timestep $t$ and one noise $\epsilon$ for each image, iteration $i$ steps against
 #
 # $$\nabla_\theta = \big[\epsilon^{\omega_i}(z_t, y_k) - \epsilon^{\omega_i}(\hat z_t, \hat y)
 # + \lambda_i (z - \hat z)\big] \, \frac{\partial z}{\partial \theta}$$
@@ -50,11 +50,11 @@
 # outside*, the root-mean-square change of the pixels in which the mean images of source and target prompt hardly
 # differ.
 #
-# The paper states neither the network's architecture nor its initialisation. Ours is a copy of the teacher's U-Net,
-# conditioned on the target's prompt, that adds to its input; its last convolution is zero at the start, so it begins as
-# the identity. The ramps have the paper's shares of the training; guidance and learning rate were chosen on seeds from
-# 1000 upwards: the paper's 25 is for text prompts and is in the sweep below, its rate of $10^{-5}$ is for 125,000
-# iterations.
+# We found neither the network's architecture nor its initialisation in what we could read of the paper. Ours is a copy
+# of the teacher's U-Net, conditioned on the target's prompt, that adds to its input; its last convolution is zero at
+# the start, so it begins as the identity. The ramps have the paper's shares of the training; guidance and learning rate
+# were chosen on seeds from 1000 upwards: the paper's 25 is for text prompts and is in the sweep below, its rate of
+# $10^{-5}$ is for 125,000 iterations.
 
 # %% tags=["parameters"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -134,8 +134,9 @@ for i in (0, 5_000, 10_000, 20_000):
     print(f"paper, iteration {i:6,}: omega {guidance:6.3f}, lambda {identity:.3f}")
 
 # %% [markdown]
-# The last two measures: the strokes that a task concerns are the pixels in which the mean images of its two prompts
-# differ by more than a fifth of the way from paper to ink; the handwritten digits have 8 x 8 pixels by nature.
+# For the change outside: the strokes that a task concerns are the pixels in which the mean images of its two prompts
+# differ by more than a fifth of the way from paper to ink. For the detail: handwritten inputs have little of it,
+# because they were scanned at 8 x 8 pixels.
 
 # %%
 means = {domain: digit_prompts.mean_images(domain, judge.size) for domain in (PRINTED, HANDWRITTEN)}
@@ -204,7 +205,8 @@ outputs = {v: done[0][2] for v, done in runs.items()}
 # %% [markdown]
 # ## Result
 # ### The ramps
-# As in the paper. Ours have the same shares of a shorter training.
+# With the paper's values; that "cosine scheduler" means half a cosine is our reading. Ours have the same shares of a
+# shorter training.
 
 
 # %% tags=["hide-input"]
@@ -450,16 +452,16 @@ run.claim(
 # ## Limits
 # - Digits of 16 x 16 pixels and a teacher that knows 20 prompts stand in for photographs and text. Its prompts are far
 #   more exact than text, so a guidance of 25 means something else for it; the sweep shows what.
-# - Starting from the teacher's U-Net, the student is no blank network, and the paper's initialisation is not known. On
-#   trial seeds (one each) a collapse without warm-up did not come with a blank network either, nor with batches of 2,
-#   a learning rate of 0.005, a guidance of 25, or without any of the three ramps.
+# - Starting from the teacher's U-Net, the student is no blank network, and the paper's initialisation is not known.
+#   Trial runs (one seed each, not recorded) with a blank network, batches of 2, a learning rate of 0.005, guidance 25,
+#   or without any ramp did not show a collapse without warm-up.
 # - All variants have the same number of iterations, thousands of times fewer images than in the paper. A collapse that
 #   needs long training would not show.
 # - *Detail* compares outputs of another digit or domain with the inputs: printed digits have sharper edges than
 #   handwritten ones, so only the difference of two variants in one task means something. The claim's check averages the
 #   tasks, in which the printed one weighs most; the numbers by task are in the table.
-# - One SDS picture for all inputs can be a sharp one. That SDS blurs is a statement about averages over many modes,
-#   which a small class of digits has few of.
+# - One SDS picture for all inputs can be a sharp one, so the difference in detail may have either sign. That SDS blurs
+#   is a statement about averages over many modes, which a small class of digits has few of.
 # - The exact form of the paper's identity loss is not known; ours is half the squared distance, summed over pixels.
 # - One teacher, one classifier, one set of held-out inputs; a seed is a new order of images, tasks, timesteps and
 #   noises.
