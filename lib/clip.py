@@ -92,7 +92,7 @@ def load(name_or_folder: str = DEFAULT, device: torch.device | str = "cpu") -> C
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     try:
-        model = CLIPModel.from_pretrained(name_or_folder)
+        model: Any = CLIPModel.from_pretrained(name_or_folder).float()  # a folder may hold 16 bit
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
         pixels: Any = CLIPImageProcessor.from_pretrained(name_or_folder)
     except (OSError, ValueError, KeyError) as error:

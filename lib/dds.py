@@ -146,6 +146,7 @@ def reference(
         As `edit`.
     """
     _check("dds", "sgd", iterations, z_hat, y_hat=y_hat, null=null)
+    y_hat, null = (prompt.to(z_hat.device) for prompt in (y_hat, null))
     t, eps = draw(schedule, z_hat, iterations, t_range, seed)
     signal, noise = _levels(schedule, t, z_hat)
     noisy = (signal * z_hat + noise * eps).flatten(0, 1)  # (n b, c, h, w)
@@ -223,6 +224,7 @@ def edit(
         latent became infinite.
     """
     _check(method, optimizer, iterations, z_hat, y=y, y_hat=y_hat, null=null)
+    y, y_hat, null = (prompt.to(z_hat.device) for prompt in (y, y_hat, null))
     etas = stable_step_sizes(optimizer, eta, lambda_id, iterations).tolist()
     _check_given(z_hat, iterations, reference, state)
     t, eps = draw(schedule, z_hat, iterations, t_range, seed)

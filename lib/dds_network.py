@@ -320,7 +320,10 @@ def _check(student: DistilledNetwork, schedule: Schedule, z_hat: Tensor, tasks: 
 
 @torch.no_grad()
 def apply(student: DistilledNetwork, z_hat: Tensor, k: int, batch: int = 64) -> Tensor:
-    """Return the student's outputs for task k, (n, c, h, w), on the device of z_hat: one pass an image."""
+    """Return the student's outputs for task k, (n, c, h, w), on the device of z_hat: one pass an image.
+
+    `batch` latents go together; for Stable Diffusion at 512 x 512 in 32 bit, few of them fit into the memory of a GPU.
+    """
     device = next(student.parameters()).device
     parts = [x.to(device) for x in z_hat.split(batch)]
     return torch.cat([student(x, torch.full((len(x),), k, device=device)) for x in parts]).to(z_hat.device)

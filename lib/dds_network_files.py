@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import folder as image_folder
 from lib.dds_network import PAPER, UNETS, DistilledNetwork, Settings, Tasks, student_of, train_network
@@ -42,8 +43,7 @@ def save(student: DistilledNetwork, place: str | Path, training: Mapping[str, An
         The folder cannot be written, or holds something that is not a student.
     """
     place = Path(place)
-    if place.exists() and not (place / INSTRUCTIONS).is_file():
-        raise UserError(f"{place}: holds something else than a trained student; name another folder")
+    refuse_others(place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
@@ -60,6 +60,18 @@ def save(student: DistilledNetwork, place: str | Path, training: Mapping[str, An
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def refuse_others(place: Path) -> None:
+    """Refuse a folder that exists and is not a student's.
+
+    Raises
+    ------
+    UserError
+        With the folder.
+    """
+    if place.exists() and not (place / INSTRUCTIONS).is_file():
+        raise UserError(f"{place}: holds something else than a trained student; name another folder")
+
+
 def load(place: str | Path, device: torch.device | str = "cpu") -> DistilledNetwork:
     """Load a student written by `save`, in evaluation mode.
 
@@ -74,7 +86,11 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> DistilledNetw
             raise UserError(f"student {place}: {name} is missing; train it first, or name another folder")
     try:
         kind = UNETS[json.loads((place / CONFIG).read_text(encoding="utf-8"))["_class_name"]]
-        unet = kind.from_pretrained(place / "unet", low_cpu_mem_usage=False, use_safetensors=True)
+        unet, info = kind.from_pretrained(
+            place / "unet", low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
+        )
+        if info["missing_keys"] or info["mismatched_keys"]:
+            raise ValueError("weights are missing or of another shape")
         student = DistilledNetwork(unet, load_file(place / INSTRUCTIONS)["instructions"])
     except UserError:
         raise
@@ -133,6 +149,8 @@ def train_on_folder(
     """
     if not targets:
         raise UserError("targets: none given; name an instruction and a target prompt for each task")
+    out = Path(out).expanduser()
+    refuse_others(out / "student")  # before the training, not after it
     with torch.no_grad():
         prompts = Tasks(
             torch.cat([teacher.embed(y) for y in targets.values()]), teacher.embed(source), teacher.embed("")
@@ -146,6 +164,7 @@ def train_on_folder(
     held, kept = z[order[:left_out]], z[order[left_out:]]
     student = student_of(teacher.unet.unet, instructions).to(teacher.device)
     asked = {"source": source, "targets": dict(targets), "held_out": held_out}
+    asked |= {"teacher": fingerprint(teacher.unet.unet), "images": fingerprint(images)}
     with enough_memory("batch, or size, or take precision bf16"):
         history = train_network(
             student,
@@ -155,15 +174,29 @@ def train_on_folder(
             prompts,
             settings,
             seed,
-            Path(out) / "training",
+            out / "training",
             save_every,
             progress,
             parameters=asked,
         )
-    save(
-        student, Path(out) / "student", asdict(settings) | asked | {"seed": seed, "seconds": round(history.seconds, 1)}
-    )
+    save(student, out / "student", asdict(settings) | asked | {"seed": seed, "seconds": round(history.seconds, 1)})
     return Trained(student, kept, held, history)
+
+
+def fingerprint(what: Any) -> str:
+    """Return a digest of a network (the first weights of every tensor) or of an image folder (names, sizes, times).
+
+    A training that was begun with another one is refused by it, instead of being continued.
+    """
+    digest = hashlib.sha256()
+    if isinstance(what, nn.Module):
+        for value in what.parameters():
+            digest.update(value.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    else:
+        for file in image_folder.image_files(Path(what).expanduser()):
+            found = file.stat()
+            digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def encoded(teacher: StableDiffusion, images: str | Path, size: int) -> Tensor:

@@ -17,6 +17,7 @@ from lib.parameters import UserError
 
 MODES = ("plain", "compile", "graph")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SHAPES = 64  # that one network may be compiled for
 WARM_UP = 3  # calls on a side stream before a capture, as many as PyTorch's notes on CUDA graphs take
 
 Inputs = dict[str, Tensor]
@@ -50,16 +51,27 @@ def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plai
         `mode` or `dtype` is unknown; a CUDA graph is asked for on a CPU.
     """
     device = next(unet.parameters()).device
-    if mode not in MODES:
-        raise UserError(f"mode: unknown '{mode}'; one of {', '.join(MODES)}")
-    if mode == "graph" and device.type != "cuda":
-        raise UserError(f"mode: 'graph' needs a GPU and the network is on '{device.type}'; take 'plain' or 'compile'")
+    check_mode(mode, device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     if dtype not in DTYPES:
         raise UserError(f"dtype: {dtype} given; one of {', '.join(map(str, DTYPES))}")
     # Not diffusers' own `to`, which warns of modules to keep in float32 even for networks that have none.
     nn.Module.to(nn.Module.to(unet, dtype), memory_format=torch.channels_last)
     return FastUNet(unet.eval().requires_grad_(False), dtype, mode)
+
+
+def check_mode(mode: str, device: torch.device) -> None:
+    """Refuse a mode of `prepare` that is unknown, or that a device does not have.
+
+    Raises
+    ------
+    UserError
+        With the modes that there are.
+    """
+    if mode not in MODES:
+        raise UserError(f"mode: unknown '{mode}'; one of {', '.join(MODES)}")
+    if mode == "graph" and device.type != "cuda":
+        raise UserError(f"mode: 'graph' needs a GPU and the network is on '{device.type}'; take 'plain' or 'compile'")
 
 
 class FastUNet:
@@ -82,9 +94,11 @@ class FastUNet:
         self._run: Callable[[Inputs], Tensor] = self._plain
         if mode == "compile":
             kind = "max-autotune" if self.device.type == "cuda" else None
-            self._run = torch.compile(self._plain, fullgraph=True, dynamic=False, mode=kind)
+            self._compiled = torch.compile(self._plain, fullgraph=True, dynamic=False, mode=kind)
+            self._run = self._as_compiled
         elif mode == "graph":
             self._run = self._replayed
+            self._pool = torch.cuda.graph_pool_handle()  # one for all shapes: no result outlives its call
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, timestep: Tensor | int, *args: Tensor, **named: Tensor | None) -> Output:
@@ -120,18 +134,23 @@ class FastUNet:
     def _plain(self, inputs: Inputs) -> Tensor:
         return self.unet(**inputs, return_dict=False)[0]
 
+    def _as_compiled(self, inputs: Inputs) -> Tensor:
+        """Run what was compiled for these shapes; PyTorch itself would stop at the ninth."""
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            return self._compiled(inputs)
+
     def _replayed(self, inputs: Inputs) -> Tensor:
         """Replay the graph of these shapes; capture it first if they are new."""
         key = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self._plain, inputs, self.device)
+            self._graphs[key] = _Graph(self._plain, inputs, self.device, self._pool)
         return self._graphs[key](inputs)
 
 
 class _Graph:
     """A CUDA graph of one call, with input and output memory of its own."""
 
-    def __init__(self, run: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device) -> None:
+    def __init__(self, run: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device, pool: Any) -> None:
         self.inputs = {name: value.clone() for name, value in inputs.items()}
         with torch.cuda.device(device):  # streams and captures belong to the current GPU
             side = torch.cuda.Stream()
@@ -141,7 +160,7 @@ class _Graph:
                     run(self.inputs)
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(self.graph, pool=pool):
                 self.output = run(self.inputs)
 
     def __call__(self, inputs: Inputs) -> Tensor:

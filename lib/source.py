@@ -170,7 +170,7 @@ def judge_for(unet: UNet2DModel, artefacts: Path, steps: int = 400, device: Devi
     judge = load_classifier(folder, device) if folder.exists() else classifier(folder, size, steps, device=device)
     if (size, channels) != (judge.size, 1):
         text = f"images {channels} x {size} x {size} given; the classifier takes 1 x {judge.size} x {judge.size}"
-        raise UserError(f"source: {text}")
+        raise UserError(f"source: {text}; name another model, or delete {folder} and run 50_source at this size")
     return judge
 
 

@@ -30,11 +30,14 @@ PARTS = {
     "tokenizer": ("tokenizer_config.json",),
     "scheduler": ("scheduler_config.json",),
 }
+VOCABULARY = ("vocab.json", "merges.txt")  # or both in tokenizer.json
 # What a repository must give: it holds the weights in many other forms, 40 GB in all.
 PATTERNS = ["*.json", "tokenizer/*", "text_encoder/model.safetensors", "*/diffusion_pytorch_model.safetensors"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTS = ("epsilon", "v_prediction")
-NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    "out of memory|ALLOC_FAILED|not enough memory|can't allocate memory|cannot allocate memory", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +158,7 @@ def load(
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: '{dtype}' given; one of {', '.join(DTYPES)}")
+    fast_unet.check_mode(mode, torch.device(device))  # before gigabytes are read
     place = _folder(str(name), parameter)
     schedule, predicts = _noise_levels(place / "scheduler", name, parameter)
     vae: Any = _part(AutoencoderKL, place / "vae", parameter)
@@ -166,6 +170,7 @@ def load(
     text_encoder: Any = _part(CLIPTextModel, place / "text_encoder", parameter)
     with enough_memory("dtype (float16 or bfloat16)"):
         for part in (vae, text_encoder, unet):
+            torch.nn.Module.float(part)  # a folder may hold 16 bit
             part.requires_grad_(False).eval().to(device)
         ready = fast_unet.prepare(unet, DTYPES.get(dtype or ""), mode)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -209,7 +214,12 @@ def _folder(name: str, parameter: str) -> Path:
 
 
 def _missing(place: Path) -> list[str]:
-    return [f"{part}/{file}" for part, files in PARTS.items() for file in files if not (place / part / file).is_file()]
+    lost = [f"{part}/{file}" for part, files in PARTS.items() for file in files if not (place / part / file).is_file()]
+    # Without a vocabulary the tokenizer would load all the same, and know no words.
+    words = place / "tokenizer"
+    if not (words / "tokenizer.json").is_file() and not all((words / file).is_file() for file in VOCABULARY):
+        lost += [f"tokenizer/{file}" for file in VOCABULARY if not (words / file).is_file()]
+    return lost
 
 
 def _noise_levels(place: Path, name: str | Path, parameter: str) -> tuple[Schedule, str]:

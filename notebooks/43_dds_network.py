@@ -86,7 +86,7 @@ targets: dict[str, str] = {  # instruction and target prompt of each task
     "Change to a squirrel.": "Photo of a squirrel.",
 }
 size: OptionalInt = None  # side of the photographs in pixels; the model's own by default
-photo_iterations: PositiveInt = 2  # of the training on them
+photo_iterations: PositiveInt = 125_000  # of the training on them; 2 without weights
 held_out: PositiveFloat = 0.02  # share of them that the training leaves out
 precision: str = "no"  # of that network's passes: no (32 bit) or bf16
 
@@ -410,7 +410,7 @@ if not p.weights:
     place, folder = job / "teacher", Path(sklearn.datasets.__file__).parent / "images"
     tiny_diffusion.tiny_pipeline().save_pretrained(place)
 teacher = stable_diffusion.load(place, run.device)
-s = replace(network.PAPER.scaled(p.photo_iterations), precision=p.precision)
+s = replace(network.PAPER.scaled(p.photo_iterations if p.weights else 2), precision=p.precision)
 options = {"size": p.size, "held_out": p.held_out, "seed": p.seed, "progress": bool(p.weights)}
 done = dds_network_files.train_on_folder(teacher, folder, job, p.source_prompt, p.targets, s, **options)
 print(f"{len(done.z_hat)} photographs for training, {len(done.held_out)} held out, {len(p.targets)} tasks")

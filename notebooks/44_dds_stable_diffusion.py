@@ -96,7 +96,7 @@ if bool(p.weights) != bool(p.clip):
     raise record.UserError("weights, clip: only one of the two is given; give both, or none")
 if p.images and not p.prompts:
     raise record.UserError("prompts: none given for your images; give pairs [source, target]: [['', 'Snowing.']]")
-trained = bool(p.weights)
+trained, strengths = bool(p.weights), sorted(set(p.strengths))
 
 # %%
 if not trained:  # written and loaded again, as a folder of yours would be
@@ -170,7 +170,7 @@ for seed_ in tqdm(run.seed_list, desc="seeds"):
         photograph = photographs[file]
         edits = zero_shot.edit_many(sd, photograph, targets, source, size=size, seed=seed_, **settings)
         for target, done in zip(targets, edits, strict=True):
-            redrawn = zero_shot.sdedit(sd, photograph, target, p.strengths, size=size, seed=seed_, **redraw)
+            redrawn = zero_shot.sdedit(sd, photograph, target, strengths, size=size, seed=seed_, **redraw)
             measured[-1].append(zero_shot.compare(done, redrawn, target, clip, lpips))
             if seed_ == p.seed:
                 shown.append((source, target, done, redrawn))
@@ -188,7 +188,7 @@ def draw_edits():
     """Photograph, as the autoencoder gives it back, DDS, and SDEdit at every strength; an edit a row."""
     rows = shown[:6] if trained else shown[::2]
     pictures = [torch.stack([done.input.cpu(), *done.images[[0, -1]], *redrawn]) for _, _, done, redrawn in rows]
-    titles = ["input", "autoencoder", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
+    titles = ["input", "autoencoder", "DDS", *[f"SDEdit {s:g}" for s in strengths]]
     labels = [f"{source or '(empty)'}\nto {textwrap.fill(target, 14)}" for source, target, *_ in rows]
     return marked(figures.image_grid(torch.cat(pictures), len(titles), titles, labels, cell=0.85))
 
@@ -198,7 +198,7 @@ figures.show(
     run,
     "edits",
     draw_edits,
-    alt=f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {p.strengths}; {words}.",
+    alt=f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {strengths}; {words}.",
     kind="png",
 )
 
@@ -209,7 +209,7 @@ figures.show(
 similarity, distance = (
     np.array([[getattr(m, name) for m in line] for line in measured]) for name in ("clip", "lpips")
 )  # (seeds, edits, 2 + strengths)
-methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
+methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in strengths]]
 scores = {m: (similarity[..., i].mean(), distance[..., i].mean()) for i, m in enumerate(methods)}
 protocol = (
     f"CLIP {p.clip}, {lpips.name}" if trained else f"Random weights throughout: no measure of quality. {lpips.name}"
@@ -227,7 +227,7 @@ def draw_scores():
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
     x, y = ([scores[m][k] for m in methods] for k in (1, 0))
     axis.plot(x[2:], y[2:], "o-", color="C1", label="SDEdit, by strength")
-    for i, name in enumerate(p.strengths):
+    for i, name in enumerate(strengths):
         axis.annotate(f"{name:g}", (x[2 + i], y[2 + i]), xytext=(4, (4, -11)[i % 2]), textcoords="offset points")
     axis.plot(x[1], y[1], "s", color="C0", label="DDS")
     axis.axhline(y[0], ls=":", color=figures.ink(), label="input")

@@ -152,7 +152,7 @@ def test_a_graph_for_every_shape_and_results_that_stay(unet, given, monkeypatch)
     captured = []
 
     class Graph:
-        def __init__(self, run, inputs, device):
+        def __init__(self, run, inputs, device, pool):
             captured.append({name: tuple(value.shape) for name, value in inputs.items()})
             self.run, self.output = run, run(inputs)
 
@@ -196,7 +196,7 @@ def test_published_loop_is_the_plain_edit(unet, given):
     plain = dds.edit(model_of(unet), diffusion.scaled_linear(), *given[:4], iterations=5, seed=3, plain=True)
     assert counts == [4] * 5
     assert plain.evaluations == 20
-    assert relative(z - given.z_hat, plain.z - given.z_hat) < 1e-5
+    assert relative(z - given.z_hat, plain.z - given.z_hat) < 1e-4  # of the edit, which is small beside the latent
     assert (z - given.z_hat).norm() > 0.01  # the prompts do something
 
 

@@ -179,13 +179,13 @@ def test_equal_prompts_leave_the_latent_bit_equal(pair, image):
         assert torch.equal(done.images[0], done.images[-1])
 
 
-@pytest.mark.parametrize(("source", "evaluations"), [("House.", 2 + 4 * 4), ("", 2 + 3 * 4)])
+@pytest.mark.parametrize(("source", "evaluations"), [("House.", 2 + 4), ("", 2 + 3)])
 def test_savings_do_not_change_the_edit(pair, image, source, evaluations):
     sd, _ = pair
-    done = zero_shot.edit(sd, image, "Igloo.", source, iterations=5)
+    done = zero_shot.edit(sd, image, "Igloo.", source, iterations=2)
     z_hat = sd.encode(zero_shot.prepare_image(image, 64)[None])
     y, y_hat, null = (sd.embed(text) for text in ("Igloo.", source, ""))
-    plain = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=5, plain=True)
+    plain = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=2, plain=True)
     torch.testing.assert_close(done.edit.z, plain.z, rtol=0, atol=1e-6)
     assert (done.edit.evaluations, plain.evaluations) == (evaluations, 20)
     assert (done.edit.z - z_hat).abs().max() > 1e-4
@@ -397,6 +397,8 @@ def test_damaged_folders_are_refused(copied):
     weights.write_bytes(whole)
     (copied / "tokenizer" / "tokenizer.json").write_text("{")
     refused("weights: .*tokenizer cannot be loaded")
+    (copied / "tokenizer" / "tokenizer.json").unlink()  # the library would make a tokenizer without words
+    refused("weights: .* has no .*tokenizer/merges.txt")
 
 
 @pytest.mark.parametrize(
