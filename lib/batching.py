@@ -1,4 +1,4 @@
-"""How many images fit into a given memory at a time, found from two small forward passes instead of by trial."""
+"""How many images fit into a given memory at a time, from two small forward passes; predictions in such batches."""
 
 from __future__ import annotations
 
@@ -98,3 +98,16 @@ def batch_for_memory(
         least = one / SHARE / GIB
         raise UserError(f"memory: {gigabytes:g} GiB given; one sample of {tuple(shape)} takes {least:.2g} GiB")
     return min(batch, limit)
+
+
+def predict_in_batches(
+    model: Callable[[Tensor, Tensor, Tensor], Tensor], noisy: Tensor, t: Tensor, prompt: Tensor, batch: int
+) -> Tensor:
+    """Return the prediction for noised latents (n, b, c, h, w) at t (n, b) with a prompt, (1, ...) or (b, ...).
+
+    No call of the model has more than `batch` latents.
+    """
+    n, b = t.shape
+    y = prompt.expand(b, *prompt.shape[1:]).repeat(n, *[1] * (prompt.ndim - 1))  # (n b, ...)
+    parts = zip(noisy.flatten(0, 1).split(batch), t.flatten().split(batch), y.split(batch), strict=True)
+    return torch.cat([model(*part).to(noisy) for part in parts]).reshape(noisy.shape)

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lib.batching import predict_in_batches
 from lib.dds_optimizers import OPTIMIZERS, adam, stable_step_sizes
 from lib.diffusion import Schedule
 from lib.parameters import UserError
@@ -69,9 +70,8 @@ def draw(schedule: Schedule, z: Tensor, iterations: int, t_range: tuple[int, int
     UserError
         `t_range` is empty or leaves the schedule.
     """
+    check_t_range(schedule, t_range)
     low, high = t_range
-    if not 0 <= low <= high < schedule.T:
-        raise UserError(f"t_range: ({low}, {high}) is not a range inside the schedule's timesteps 0..{schedule.T - 1}")
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(z))]
     t = torch.empty(iterations, len(z), dtype=torch.long)
     eps = torch.empty(iterations, *z.shape, dtype=torch.float32)
@@ -80,6 +80,19 @@ def draw(schedule: Schedule, z: Tensor, iterations: int, t_range: tuple[int, int
             t[k, i] = torch.randint(low, high + 1, (), generator=generator)
             torch.randn(z.shape[1:], generator=generator, out=eps[k, i])
     return t.to(z.device), eps.to(z)
+
+
+def check_t_range(schedule: Schedule, t_range: tuple[int, int]) -> None:
+    """Refuse a range of timesteps, both ends included, that is empty or leaves the schedule.
+
+    Raises
+    ------
+    UserError
+        With the timesteps that there are.
+    """
+    low, high = t_range
+    if not 0 <= low <= high < schedule.T:
+        raise UserError(f"t_range: ({low}, {high}) is not a range inside the schedule's timesteps 0..{schedule.T - 1}")
 
 
 def guided(null_eps: Tensor, eps: Tensor, omega: float) -> Tensor:
@@ -149,15 +162,11 @@ def reference(
     y_hat, null = (prompt.to(z_hat.device) for prompt in (y_hat, null))
     t, eps = draw(schedule, z_hat, iterations, t_range, seed)
     signal, noise = _levels(schedule, t, z_hat)
-    noisy = (signal * z_hat + noise * eps).flatten(0, 1)  # (n b, c, h, w)
-
-    def predicted(prompt: Tensor) -> Tensor:
-        y = prompt.expand(len(z_hat), *prompt.shape[1:]).repeat(iterations, *[1] * (prompt.ndim - 1))  # (n b, ...)
-        parts = zip(noisy.split(batch), t.flatten().split(batch), y.split(batch), strict=True)
-        return torch.cat([model(*part).to(z_hat) for part in parts]).reshape(eps.shape)
-
-    null_eps = predicted(null)
-    return Reference(null_eps if _rows_equal(y_hat, null).all() else predicted(y_hat), null_eps)
+    noisy = signal * z_hat + noise * eps  # (n, b, c, h, w)
+    null_eps = predict_in_batches(model, noisy, t, null, batch)
+    if _rows_equal(y_hat, null).all():
+        return Reference(null_eps, null_eps)
+    return Reference(predict_in_batches(model, noisy, t, y_hat, batch), null_eps)
 
 
 @torch.no_grad()
@@ -229,7 +238,7 @@ def edit(
     _check_given(z_hat, iterations, reference, state)
     t, eps = draw(schedule, z_hat, iterations, t_range, seed)
     signal, noise = _levels(schedule, t, z_hat)  # once, because fetching them would stop a GPU at every step
-    counted = _Counted(model)
+    counted, reference = _Counted(model), None if plain else reference
     same = _rows_equal(y, y_hat).reshape(-1, 1, 1, 1)
     still = method == "dds" and bool(same.any())
     known_null, known_source = bool(_rows_equal(y, null).all()), bool(_rows_equal(y_hat, null).all())
@@ -248,7 +257,7 @@ def edit(
             asked = [(z_hat_t, y)] if reference else [(z_hat_t, y), (z_hat_t, y_hat)]
             found = _predict(counted, asked, t[k])
             return omega * (found[0] - (reference.source[k] if reference else found[1]))
-        if reference and not plain:
+        if reference:
             of_input = guided(reference.null[k], reference.source[k], omega)
             return _combined(_predict(counted, target, t[k]), omega) - of_input
         found = _predict(counted, [*target, *branch(z_hat_t, y_hat, known_source)], t[k])

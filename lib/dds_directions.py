@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lib import diffusion
+from lib.batching import predict_in_batches
 from lib.dds import Model, guided
 from lib.dds_gaussian import GaussianWorld
 from lib.diffusion import Schedule
@@ -49,8 +50,7 @@ class Branch(NamedTuple):
         UserError
             Unknown reading.
         """
-        if reading not in READINGS:
-            raise UserError(f"reading: '{reading}' given; one of {', '.join(READINGS)}")
+        _check_reading(reading)
         predicted = guided(self.null, self.prompt, omega)
         return predicted - self.eps if reading == "a" else predicted
 
@@ -101,16 +101,10 @@ def predict(
     """
     if eps.shape[1:] != z.shape:
         raise UserError(f"eps: shape {tuple(eps.shape)}; give (n, b, c, h, w) with (b, c, h, w) = {tuple(z.shape)}")
-    n, b = eps.shape[:2]
-    noisy = schedule.add_noise(z, eps, t).flatten(0, 1)  # (n b, c, h, w)
-    times = torch.full((n * b,), t, device=z.device)
-
-    def of(prompt: Tensor) -> Tensor:
-        rows = prompt.expand(b, *prompt.shape[1:]).repeat(n, *[1] * (prompt.ndim - 1))  # (n b, ...)
-        parts = zip(noisy.split(batch), times.split(batch), rows.split(batch), strict=True)
-        return torch.cat([model(*part).to(z) for part in parts]).reshape(eps.shape)
-
-    return Branch(of(y), of(null), eps)
+    noisy = schedule.add_noise(z, eps, t)  # (n, b, c, h, w)
+    times = torch.full(eps.shape[:2], t, device=z.device)
+    of_prompt, of_null = (predict_in_batches(model, noisy, times, prompt, batch) for prompt in (y, null))
+    return Branch(of_prompt, of_null, eps)
 
 
 def cosine(first: Branch, second: Branch, omega: float, reading: str) -> Tensor:
@@ -203,8 +197,12 @@ def gaussian_cosine(
     UserError
         Unknown reading.
     """
-    if reading not in READINGS:
-        raise UserError(f"reading: '{reading}' given; one of {', '.join(READINGS)}")
+    _check_reading(reading)
     kappa = (omega - 1) ** 2 * shift**2
     noise, detail = (alpha_bar, 1 - alpha_bar) if reading == "a" else (1 - alpha_bar, alpha_bar)
     return (noise + detail * (likeness + kappa * prompt_cosine)) / (noise + detail * (1 + kappa))
+
+
+def _check_reading(reading: str) -> None:
+    if reading not in READINGS:
+        raise UserError(f"reading: '{reading}' given; one of {', '.join(READINGS)}")

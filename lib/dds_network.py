@@ -20,7 +20,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from lib.dds import METHODS, T_RANGE, Model, dds_direction, sds_direction
+from lib.dds import METHODS, T_RANGE, Model, check_t_range, dds_direction, sds_direction
 from lib.diffusion import Schedule
 from lib.parameters import UserError, non_negative
 from lib.train import History, train
@@ -313,9 +313,7 @@ def _check(student: DistilledNetwork, schedule: Schedule, z_hat: Tensor, tasks: 
         if prompt.shape[1:] != tasks.y.shape[1:] or len(prompt) not in known:
             text = f"shape {tuple(prompt.shape)} beside targets of {tuple(tasks.y.shape)}"
             raise UserError(f"{name}: {text}; prompts of one shape are needed, {' or '.join(map(str, known))} of them")
-    low, high = s.t_range
-    if not 0 <= low <= high < schedule.T:
-        raise UserError(f"t_range: ({low}, {high}) is not a range inside the schedule's timesteps 0..{schedule.T - 1}")
+    check_t_range(schedule, s.t_range)
 
 
 @torch.no_grad()

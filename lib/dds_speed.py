@@ -20,7 +20,7 @@ from lib import dds, diffusion
 from lib.dds_optimizers import PRESETS
 from lib.fast_unet import prepare
 from lib.parameters import UserError
-from lib.timing import interleaved, ratio, seconds
+from lib.timing import interleaved, matrix_products, ratio, seconds
 
 LEARNING_RATE = 0.1  # of the official notebook
 TOKENS = 77  # of a text in Stable Diffusion
@@ -228,7 +228,8 @@ def measure(
     empty = given._replace(y_hat=given.null)
     loops = {"as published": usual(given), "ours": ours(given), "ours, empty source prompt": ours(empty)}
     same = {"ours": loops["as published"].z, "ours, empty source prompt": usual(empty).z}
-    products, done = _products(device, fast.dtype)
+    large = (8192, 16) if device.type == "cuda" else (512, 8)  # side of the matrices, and products of them
+    products, done = matrix_products(device, *large, fast.dtype)
     products()  # the loops have run already
     runs = {"products": products, **{name: loop.run for name, loop in loops.items()}}
     times = interleaved(runs, rounds, device, warm_up=False)
@@ -263,10 +264,3 @@ def _side(geometry: str, size: int | None) -> int:
 def _bytes(unet: torch.nn.Module) -> int:
     """Return the size of the weights."""
     return sum(p.numel() * p.element_size() for p in unet.parameters())
-
-
-def _products(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], int]:
-    """Return large matrix products and the operations in them: the machine's rate for what a U-Net is made of."""
-    side, repeats = (8192, 16) if device.type == "cuda" else (512, 8)
-    a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    return lambda: [a @ b for _ in range(repeats)], repeats * 2 * side**3

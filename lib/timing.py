@@ -42,3 +42,14 @@ def interleaved(
 def ratio(above: list[float], below: list[float]) -> float:
     """Return the median over rounds of the quotient within a round."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def matrix_products(
+    device: torch.device, side: int, repeats: int, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], Any], int]:
+    """Return `repeats` products of side x side matrices to be timed, and the operations in them.
+
+    Their rate is what a network that was one large matrix product would reach.
+    """
+    a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    return lambda: [a @ b for _ in range(repeats)], repeats * 2 * side**3

@@ -111,23 +111,39 @@ def edit(
         A prompt is too long; the image or its size does not do; as `lib.dds.edit`, which names omega, eta and the
         precision of the weights if the latent becomes infinite; not enough memory.
     """
-    if frames < 2:
-        raise UserError(f"frames: {frames} given; 2 (first and last) or more")
+    _check_frames(frames)
     x = prepare_image(image, sd.checked_size(size))
+    with enough_memory("size, or load with dtype float16 or bfloat16"):
+        z_hat = sd.encode(x[None])
+    return _edit(
+        *(sd, x, z_hat, prompt, source_prompt, frames),
+        method=method,
+        omega=omega,
+        lambda_id=lambda_id,
+        iterations=iterations,
+        optimizer=optimizer,
+        eta=eta,
+        t_range=t_range,
+        seed=seed,
+        reference=reference,
+    )
+
+
+def _edit(
+    sd: StableDiffusion,
+    x: Tensor,
+    z_hat: Tensor,
+    prompt: str,
+    source_prompt: str,
+    frames: int,
+    *,
+    iterations: int,
+    **options: Any,
+) -> ImageEdit:
+    """Edit an image x (3, h, w) with latent z_hat, with the options of `lib.dds.edit`."""
     y, y_hat, null = (sd.embed(text) for text in (prompt, source_prompt, ""))
     with enough_memory("size or frames, or load with dtype float16 or bfloat16"):
-        done = dds.edit(
-            *(sd.model, sd.schedule, sd.encode(x[None]), y, y_hat, null),
-            method=method,
-            omega=omega,
-            lambda_id=lambda_id,
-            iterations=iterations,
-            optimizer=optimizer,
-            eta=eta,
-            t_range=t_range,
-            seed=seed,
-            reference=reference,
-        )
+        done = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=iterations, **options)
         shown = sorted(set(torch.linspace(0, iterations, frames).round().int().tolist()))
         images = sd.decode(done.trajectory[shown, 0]).cpu()  # (k, 3, size, size)
     return ImageEdit(to_picture(images[-1]), images, shown, x, done)
@@ -143,10 +159,11 @@ def edit_many(
     t_range: tuple[int, int] = dds.T_RANGE,
     size: int | None = None,
     seed: int = 0,
+    frames: int = 6,
     batch: int = 8,
     **options: Any,
 ) -> list[ImageEdit]:
-    """Edit one image to several prompts by DDS: the branch of the input is evaluated once for all of them.
+    """Edit one image to several prompts by DDS: it is encoded, and its branch evaluated, once for all of them.
 
     Parameters
     ----------
@@ -154,7 +171,7 @@ def edit_many(
         Target texts.
     batch
         Largest number of latents in a call for the shared branch.
-    image, source_prompt, iterations, t_range, size, seed, options
+    image, source_prompt, iterations, t_range, size, seed, frames, options
         As in `edit`.
 
     Raises
@@ -164,14 +181,23 @@ def edit_many(
     """
     if not prompts or isinstance(prompts, str):
         raise UserError(f"prompts: {prompts!r} given; give a list with at least one text")
+    _check_frames(frames)
     x = prepare_image(image, sd.checked_size(size))
     y_hat, null, _ = sd.embed(source_prompt), sd.embed(""), [sd.embed(prompt) for prompt in prompts]
     same: dict[str, Any] = {"iterations": iterations, "t_range": t_range, "seed": seed}
     shared = None
-    if options.get("method", "dds") == "dds":
-        with enough_memory("batch or size, or load with dtype float16 or bfloat16"):
-            shared = dds.reference(sd.model, sd.schedule, sd.encode(x[None]), y_hat, null, batch=batch, **same)
-    return [edit(sd, x, prompt, source_prompt, size=size, reference=shared, **same, **options) for prompt in prompts]
+    with enough_memory("batch or size, or load with dtype float16 or bfloat16"):
+        z_hat = sd.encode(x[None])
+        if options.get("method", "dds") == "dds":
+            shared = dds.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch=batch, **same)
+    options |= {"reference": shared, **same}
+    return [_edit(sd, x, z_hat, prompt, source_prompt, frames, **options) for prompt in prompts]
+
+
+def _check_frames(frames: int) -> None:
+    """Refuse too few pictures of the way."""
+    if frames < 2:
+        raise UserError(f"frames: {frames} given; 2 (first and last) or more")
 
 
 def sdedit(

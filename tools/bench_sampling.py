@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib import diffusion, nets
 from lib.batching import batch_for_memory
+from lib.timing import matrix_products
 from tools.bench_tools import Row, interleaved, options, row, table
 
 TITLE = "Sampling: deterministic DDIM in few steps"
@@ -45,7 +46,7 @@ def measure(
     model, schedule = nets.eps_model(net), diffusion.linear()
     shape = (net.config["in_channels"], net.config["sample_size"], net.config["sample_size"])
     chosen = batch_for_memory(model, shape, gigabytes, device)
-    a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    products, done = matrix_products(device, side, repeats=8)
     noises = {n: torch.randn(n, *shape, device=device) for n in sorted({*batches, chosen})}
     # As many samplings a turn as make up about one large batch, so that turns are alike.
     repeats = {n: max(1, min(16, max(batches) // n)) for n in noises}
@@ -55,9 +56,9 @@ def measure(
             diffusion.sample_ddim(model, schedule, noises[n], steps=steps)
 
     runs = {f"{n}": lambda n=n: sample(n) for n in noises}
-    times = interleaved({"matmul": lambda: [a @ b for _ in range(8)], **runs}, rounds, device)
+    times = interleaved({"matmul": products, **runs}, rounds, device)
     flops = operations(net)
-    rate = 8 * 2 * side**3 / statistics.median(times["matmul"])
+    rate = done / statistics.median(times["matmul"])
     ideal = rate / (flops * steps)
     rows = [row(f"matrix products of {side} x {side} in float32", rate / 1e9, "GFLOP/s")]
     rows.append(row(f"ideal: {flops / 1e6:.1f} MFLOP a pass, {steps} passes an image", ideal, "images/s"))
