@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir)))
-from tools.notebooks import LONG, NEEDS, claims_digest, lib_modules, names
+from tools import notebooks as nb
 
 PROFILE = config["profile"]
 RUN = f"runs/{PROFILE}"
@@ -15,28 +15,28 @@ rule all:
         f"{RUN}/book/_build/html/index.html",
 
 
-for name in names():
+for name in nb.names():
 
     rule:
         name:
             f"notebook_{name}"
         input:
-            source=f"notebooks/{name}.py",
-            parameters=f"notebooks/profiles/{PROFILE}/{name}.yaml",
-            modules=lib_modules(name),
-            needs=[f"{RUN}/results/{other}.json" for other in NEEDS.get(name, [])],
+            source=str(nb.paths()[name]),
+            parameters=[str(path) for path in [nb.profile_file(name, PROFILE)] if path],
+            modules=nb.lib_modules(name),
+            needs=[f"{RUN}/results/{other}.json" for other in nb.needs(name)],
         output:
             notebook=f"{RUN}/notebooks/{name}.ipynb",
             results=f"{RUN}/results/{name}.json",
         params:
             name=name,
             profile=PROFILE,
-            claims=claims_digest(name),
+            claims=nb.claims_digest(name),
         log:
             f"{RUN}/logs/{name}.log",
         threads: 1
-        # What others wait for starts first, then what takes long, so that it does not run alone at the end.
-        priority: 2 if any(name in needed for needed in NEEDS.values()) else int(name in LONG)
+        # What others wait for starts first, then what takes longest, so that it does not run alone at the end.
+        priority: int(nb.seconds(name)) + 10_000 * any(name in nb.needs(other) for other in nb.names())
         resources:
             gpu=GPU,
         message:
@@ -47,10 +47,10 @@ for name in names():
 
 rule book:
     input:
-        notebooks=expand(f"{RUN}/notebooks/{{name}}.ipynb", name=names()),
-        results=expand(f"{RUN}/results/{{name}}.json", name=names()),
+        notebooks=expand(f"{RUN}/notebooks/{{name}}.ipynb", name=nb.names()),
+        results=expand(f"{RUN}/results/{{name}}.json", name=nb.names()),
         pages=[str(path) for path in Path("book").rglob("*") if path.is_file() and "__pycache__" not in path.parts],
-        modules=[str(path) for path in Path("lib").glob("*.py")],
+        modules=[str(path) for path in Path("lib").rglob("*.py")],
         claims="claims.yaml",
         builder="tools/book.py",
     params:

@@ -1,1 +1,1 @@
-"""Companion library: five papers on moving diffusion models between domains, one module a paper."""
+"""Companion library: six floors, arrows only downward; in `papers` one room a paper."""

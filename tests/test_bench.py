@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import ant, dds_speed, diffusion, nets, perceptual, sdft
-from lib.digit_prompts import with_prompts
-from lib.results import read_results
+from lib.ground import diffusion, nets
+from lib.jobs.stable_diffusion import speed as dds_speed
+from lib.measures import perceptual
+from lib.papers.ant import method as ant
+from lib.papers.sdft import method as sdft
+from lib.record.files import read_results
+from lib.worlds.prompts import with_prompts
 from tools import bench, bench_dds, bench_methods, bench_metrics, bench_sampling, bench_tools
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))

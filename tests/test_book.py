@@ -44,7 +44,7 @@ def toc_files() -> set[str]:
 
 
 def test_every_notebook_and_page_is_in_the_toc():
-    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.py")}
+    notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*/*.py")}
     pages = {str(path.relative_to(BOOK).with_suffix("")) for path in BOOK.rglob("*.md") if "_static" not in path.parts}
     assert toc_files() == notebooks | pages
 
@@ -62,7 +62,7 @@ def test_vendored_scripts_keep_their_licences():
 
 def test_pages_use_numbers_and_claims_that_exist():
     entries = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
-    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.py")}
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*/*.py")}
     for page in sorted(BOOK.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"^```\{claim\} (\w+)", text, flags=re.MULTILINE)) <= set(entries), page.name
@@ -133,8 +133,9 @@ def pages(book: Path) -> dict[str, Page]:
 
 def test_the_book_has_the_pages_of_the_toc(pages: dict[str, Page]):
     assert {f"{name}.html" for name in toc_files()} <= set(pages)
-    modules = {path.stem for path in (ROOT / "lib").glob("*.py") if path.stem != "__init__"}
-    assert {f"api/lib_{name}.html" for name in modules} <= set(pages)
+    files = [path for path in (ROOT / "lib").rglob("*.py") if path.stem != "__init__"]
+    modules = {"_".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    assert {f"api/{name}.html" for name in modules} <= set(pages)
 
 
 def test_every_internal_link_resolves(book: Path, pages: dict[str, Page]):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lib.record import ROOT
+from lib.record.files import ROOT
 
 HEADER = """# ---
 # jupyter:
@@ -22,7 +22,7 @@ device: str = "auto"
 out: str = ""
 steps: PositiveInt = 3
 # %%
-from lib import record
+from lib.record import run as record
 run = record.start("NAME", globals())
 # %%
 """
@@ -48,9 +48,9 @@ def copy(tmp_path):
 
 
 def notebook(folder, name, code):
-    (folder / "notebooks" / "profiles" / "smoke").mkdir(parents=True, exist_ok=True)
-    (folder / "notebooks" / f"{name}.py").write_text(HEADER.replace("NAME", name) + code + "\n")
-    (folder / "notebooks" / "profiles" / "smoke" / f"{name}.yaml").write_text("profile: smoke\nsteps: 2\n")
+    (folder / "notebooks" / "paper").mkdir(parents=True, exist_ok=True)
+    (folder / "notebooks" / "paper" / f"{name}.py").write_text(HEADER.replace("NAME", name) + code + "\n")
+    (folder / "notebooks" / "paper" / f"{name}.smoke.yaml").write_text("profile: smoke\nsteps: 2\n")
 
 
 def make(folder):

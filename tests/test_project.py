@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from lib.record import ROOT
+from lib.record.files import ROOT
 
 LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", flags=re.M)
 
@@ -72,7 +72,7 @@ def test_no_path_or_host_of_a_machine_is_committed():
             assert not found, f"{path.relative_to(ROOT)}: {found.group()}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "lib").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "lib").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_modules_stay_small_and_public_functions_are_documented(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 350, "a module of lib has at most 350 lines"

@@ -6,9 +6,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
-from lib.nets import small_unet
-from lib.results import ROOT
-from lib.tiny_diffusion import tiny_pipeline
+from lib.ground.nets import small_unet
+from lib.jobs.stable_diffusion.tiny import tiny_pipeline
+from lib.record.files import ROOT
 from tools import readme
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from lib import nets, record
-from lib.results import ROOT, read_results, write_atomic
+from lib.ground import nets
+from lib.record import run as record
+from lib.record.files import ROOT, read_results, write_atomic
 from tools import bench_dds, bench_loop, bench_methods, bench_metrics, bench_sampling
 from tools.bench_tools import Row, options, row, table
 

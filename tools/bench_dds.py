@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import dds, dds_speed, diffusion
-from lib.digit_prompts import null, prompt, with_prompts
-from lib.metrics import HANDWRITTEN, PRINTED
-from lib.nets import small_unet
+from lib.ground import diffusion
+from lib.ground.nets import small_unet
+from lib.jobs.stable_diffusion import speed as dds_speed
+from lib.papers.dds import method as dds
+from lib.worlds.judge import HANDWRITTEN, PRINTED
+from lib.worlds.prompts import null, prompt, with_prompts
 from tools.bench_tools import Row, interleaved, options, ratio, row, table
 
 TITLE = "DDS: the loop as published, and ours"

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from lib import diffusion, nets
-from lib.train import train
+from lib.ground import diffusion, nets
+from lib.ground.train import train
 
 LIMIT = 5.0  # percent
 

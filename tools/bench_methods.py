@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import ant, diffusion, nets, sdft
-from lib.adaptor import Adaptor
-from lib.noised_classifier import NoisedClassifier
+from lib.ground import diffusion, nets
+from lib.ground.noised_classifier import NoisedClassifier
+from lib.papers.ant import method as ant
+from lib.papers.ant.adaptor import Adaptor
+from lib.papers.sdft import method as sdft
 from tools.bench_tools import Counted, Row, interleaved, options, ratio, row, table
 
 TITLE = "Steps of the methods, in plain fine-tuning steps"

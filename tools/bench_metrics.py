@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib import perceptual
+from lib.measures import perceptual
 from tools.bench_tools import Row, interleaved, options, ratio, row, seconds, table
 
 TITLE = "Intra-LPIPS: embeddings against a loop over pairs (lpips package, VGG trunk drawn at random)"

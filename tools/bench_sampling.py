@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import diffusion, nets
-from lib.batching import batch_for_memory
-from lib.timing import matrix_products
+from lib.ground import diffusion, nets
+from lib.ground.batching import batch_for_memory
+from lib.record.timing import matrix_products
 from tools.bench_tools import Row, interleaved, options, row, table
 
 TITLE = "Sampling: deterministic DDIM in few steps"

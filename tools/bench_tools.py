@@ -1,4 +1,4 @@
-"""What the sections of the bench share: fair timing (`lib.timing`), rows of the table, counting of network calls.
+"""What the sections of the bench share: fair timing, rows of the table, counting of network calls.
 
 Everything is a ratio of two things measured in the same process in turns, so that a slower machine or a busy one
 changes both. On a CPU processor time is counted, on a GPU the wall time between two synchronisations.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.timing import interleaved, ratio, seconds
+from lib.record.timing import interleaved, ratio, seconds
 
 __all__ = ["Counted", "Row", "interleaved", "options", "ratio", "row", "seconds", "table"]
 

@@ -23,7 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also without an installed package
 
-from lib.results import PROFILES, UserError, read_results  # noqa: E402
+from lib.record.files import PROFILES, UserError, read_results  # noqa: E402
+from tools.notebooks import paths  # noqa: E402
 
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^(\w+Error|Could not import|No module)\b")
@@ -39,7 +40,7 @@ class Sources:
         self.profile = "cpu" if committed else profile
         self.committed = committed
         self.staged, self.built = base / "book-src", base / "book"
-        self.notebooks = ROOT / "notebooks" if committed else run / "notebooks"
+        self.run = run
         self.results = ROOT / "results" / "cpu" if committed else run / "results"
         self.figures = ROOT / "figures" if committed else run / "figures"
         self.command = "make refresh" if committed else f"make book PROFILE={profile}"
@@ -104,7 +105,8 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
     Returns
     -------
     tuple
-        Digests of what pages show and of what makes them (extension, style, `lib.claims`), and whether a file is gone.
+        Digests of what pages show and of what makes them (extension, style, `lib.record.claims`), and whether a file is
+        gone.
     """
     names = notebook_names()
     results = {name: find_results(sources, name) for name in names}
@@ -125,8 +127,10 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
     gone = [path for path in staged if str(path.relative_to(sources.staged)) not in files]
     for path in gone:
         path.unlink()
-    machinery = [sources.staged / name for name in files if is_machinery(name)] + [ROOT / "lib" / "claims.py"]
-    pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").glob("*.py"))
+    machinery = [sources.staged / name for name in files if is_machinery(name)] + [
+        ROOT / "lib" / "record" / "claims.py"
+    ]
+    pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").rglob("*.py"))
     return {"machinery": digest(machinery), "pages": digest(pages)}, bool(gone)
 
 
@@ -182,7 +186,7 @@ def executed_notebook(sources: Sources, name: str) -> bytes:
     UserError
         It is missing, was not run, or stopped with an error.
     """
-    path = sources.notebooks / f"{name}.ipynb"
+    path = paths()[name].with_suffix(".ipynb") if sources.committed else sources.run / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise UserError(f"notebook {path.relative_to(ROOT)} is missing; run `{sources.command}`")
     notebook = json.loads(path.read_text(encoding="utf-8"))
@@ -242,20 +246,21 @@ def reachable(state: dict[str, Any], start: set[str]) -> set[str]:
 
 def api_pages() -> dict[str, bytes]:
     """Return one page for each module of `lib`, and the list of them."""
-    modules = sorted(path.stem for path in (ROOT / "lib").glob("*.py") if path.stem != "__init__")
+    files = (path for path in (ROOT / "lib").rglob("*.py") if path.stem != "__init__")
+    modules = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
     pages = {}
     for name in modules:
-        directive = f".. automodule:: lib.{name}\n   :members:\n   :ignore-module-all:"
-        pages[f"api/lib_{name}.md"] = f"# `lib.{name}`\n\n```{{eval-rst}}\n{directive}\n```\n".encode()
+        directive = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:"
+        pages[f"api/{name.replace('.', '_')}.md"] = f"# `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n".encode()
     index = (ROOT / "book" / "api" / "index.md").read_text(encoding="utf-8")
-    rows = "\n".join(f"- [`lib.{name}`](lib_{name}.md): {first_line(name)}" for name in modules)
+    rows = "\n".join(f"- [`{name}`]({name.replace('.', '_')}.md): {first_line(name)}" for name in modules)
     pages["api/index.md"] = index.replace("<!-- modules -->", rows).encode()
     return pages
 
 
 def first_line(module: str) -> str:
     """Return the first line of a module's docstring."""
-    source = (ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8")
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
     found = re.match(r'\s*r?"""(.*?)(\n|""")', source)
     return re.sub(r"([*|$])", r"\\\1", found.group(1).strip()) if found else ""
 

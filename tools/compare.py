@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib.results import read_results
+from lib.record.files import read_results
 from tools.notebooks import ROOT
 
 

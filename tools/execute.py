@@ -10,17 +10,16 @@ import sys
 import jupytext
 import nbformat
 import papermill
-import yaml
 from jupytext.combine import combine_inputs_with_outputs
 from papermill.exceptions import PapermillExecutionError
 
-from tools.notebooks import NOTEBOOKS, ROOT
+from tools.notebooks import ROOT, parameters, paths
 
 
 def read_source(name: str) -> nbformat.NotebookNode:
     """Return the notebook of `NAME.py`, with the cell ids of the paired `NAME.ipynb` and without outputs."""
-    notebook = jupytext.read(NOTEBOOKS / f"{name}.py")
-    paired = NOTEBOOKS / f"{name}.ipynb"
+    notebook = jupytext.read(paths()[name])
+    paired = paths()[name].with_suffix(".ipynb")
     if paired.exists():
         notebook = combine_inputs_with_outputs(notebook, nbformat.read(paired, as_version=4), fmt="py:percent")
     for cell in notebook.cells:
@@ -52,13 +51,13 @@ def main() -> int:
     for folder in (failed, prepared.parent, final.parent):
         folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(read_source(arguments.name), prepared)
-    parameters = yaml.safe_load((NOTEBOOKS / "profiles" / arguments.profile / f"{arguments.name}.yaml").read_text())
+    values = parameters(arguments.name, arguments.profile)
     os.environ["TQDM_DISABLE"] = "1"  # progress bars have no place in a stored notebook
     if arguments.profile in ("smoke", "cpu"):
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     logging.getLogger("papermill.translators").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(str(prepared), str(output), parameters, kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(str(prepared), str(output), values, kernel_name="python3", progress_bar=False)
     except PapermillExecutionError as error:
         kept = failed / f"{arguments.name}.ipynb"
         output.replace(kept)

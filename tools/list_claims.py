@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 
-from lib import claims
-from lib.results import read_results
+from lib.record import claims
+from lib.record.files import read_results
 from tools.notebooks import ROOT
 
 

@@ -1,53 +1,85 @@
-"""Facts about the notebooks that the DAG and the tests need: names, modules used, claims judged, order."""
+"""Facts about the notebooks that the DAG, the book and the tests need, read from the notebooks themselves.
+
+A notebook says in its metadata, under `companion`, what it needs (other notebooks) and which chapter it belongs to.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+import jupytext
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
-# A notebook that loads what another one trained.
-IMAGES = ("60_finetune", "62_ant", "63_translate", "64_asyrp", "66_ant_sensitivity", "67_own_images")
-NEEDS = {name: ["50_source"] for name in ("00_start", "30_sdft_weights", "41_dds_digits", *IMAGES)}
-NEEDS |= {name: ["41_dds_digits"] for name in ("42_dds_directions", "43_dds_network")}
-# Minutes at `cpu`.
-LONG = ("10_rdmd_2d", "43_dds_network", "60_finetune", "62_ant", "63_translate", "66_ant_sensitivity")
+
+@functools.cache
+def paths() -> dict[str, Path]:
+    """Return name -> `.py` file of all notebooks, in reading order."""
+    found = sorted(NOTEBOOKS.glob("*/[0-9]*.py"), key=lambda path: path.stem)
+    return {path.stem: path for path in found}
 
 
 def names() -> list[str]:
     """Return the names of all notebooks, in reading order."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.py"))
+    return list(paths())
+
+
+@functools.cache
+def metadata(name: str) -> dict[str, Any]:
+    """Return what a notebook says of itself under `companion`: `needs`."""
+    return jupytext.read(paths()[name]).metadata.get("companion", {})
+
+
+def needs(name: str) -> list[str]:
+    """Return the notebooks whose models a notebook loads."""
+    return metadata(name).get("needs", [])
+
+
+def seconds(name: str) -> float:
+    """Return how long a notebook took at `cpu`, by the committed results; 0 if they have none."""
+    path = ROOT / "results" / "cpu" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["seconds"] if path.exists() else 0.0
+
+
+def profile_file(name: str, profile: str) -> Path | None:
+    """Return the file with a profile's parameters; None if they are the defaults."""
+    path = paths()[name].with_suffix(f".{profile}.yaml")
+    return path if path.exists() else None
+
+
+def parameters(name: str, profile: str) -> dict[str, Any]:
+    """Return the parameters of a notebook in a profile."""
+    path = profile_file(name, profile)
+    return {"profile": profile, **(yaml.safe_load(path.read_text(encoding="utf-8")) if path else {})}
 
 
 def lib_modules(name: str) -> list[str]:
     """Return the files of `lib` that a notebook imports, directly or through other modules of `lib`."""
-    found: set[str] = set()
-    queue = [NOTEBOOKS / f"{name}.py"]
+    found: set[Path] = set()
+    queue = [paths()[name]]
     while queue:
-        for module in _lib_imports(queue.pop()):
-            path = ROOT / "lib" / f"{module}.py"
-            if module not in found and path.exists():
-                found.add(module)
-                queue.append(path)
-    return [f"lib/{module}.py" for module in sorted(found)]
+        new = _lib_files(queue.pop()) - found
+        found |= new
+        queue += new
+    return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
-def _lib_imports(path: Path) -> set[str]:
+def _lib_files(path: Path) -> set[Path]:
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            parts = node.module.split(".")
-            if parts[0] == "lib":
-                modules |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            modules |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lib.")}
-    return modules
+            modules |= {alias.name for alias in node.names}
+    files = (ROOT.joinpath(*m.split(".")).with_suffix(".py") for m in modules if m.split(".")[0] == "lib")
+    return {file for file in files if file.exists()}
 
 
 def claims_of(name: str) -> dict:

@@ -10,24 +10,22 @@ import shutil
 import sys
 
 import nbformat
-import yaml
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from tools.notebooks import NOTEBOOKS, ROOT, names
+from tools.notebooks import ROOT, parameters, paths
 
 
 def main() -> None:
     folder = ROOT / "runs" / "nbval"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "notebooks").mkdir(parents=True)
-    for name in names():
-        stored = NOTEBOOKS / f"{name}.ipynb"
+    for name, source in paths().items():
+        stored = source.with_suffix(".ipynb")
         if not stored.exists():
-            sys.exit(f"notebooks/{name}.ipynb is missing; run `make book` and `make refresh` to store it")
-        parameters = yaml.safe_load((NOTEBOOKS / "profiles" / "smoke" / f"{name}.yaml").read_text(encoding="utf-8"))
-        parameters["out"] = str(folder)
-        notebook = parameterize_notebook(load_notebook_node(str(stored)), parameters)
+            sys.exit(f"{stored.relative_to(ROOT)} is missing; run `make book` and `make refresh` to store it")
+        values = parameters(name, "smoke") | {"out": str(folder)}
+        notebook = parameterize_notebook(load_notebook_node(str(stored)), values)
         notebook.metadata.pop("widgets", None)
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import sys
 
-from lib import claims
-from lib.results import read_results
-from tools.notebooks import ROOT
+from lib.record import claims
+from lib.record.files import read_results
+from tools.notebooks import ROOT, paths
 
 README = ROOT / "README.md"
 
@@ -35,7 +35,8 @@ def costs(results: list[dict]) -> str:
     for one in results:
         used = one["provenance"]
         minutes, memory = used["seconds"] / 60, used["peak_memory_gb"]
-        rows.append(f"| [{one['notebook']}](notebooks/{one['notebook']}.ipynb) | {minutes:.1f} | {memory:.1f} GB |")
+        link = paths()[one["notebook"]].with_suffix(".ipynb").relative_to(ROOT)
+        rows.append(f"| [{one['notebook']}]({link}) | {minutes:.1f} | {memory:.1f} GB |")
     total = sum(one["provenance"]["seconds"] for one in results) / 60
     return "\n".join(rows) + f"\n\nTogether {total:.0f} core minutes on {results[0]['provenance']['hardware']['cpu']}."
 

@@ -8,9 +8,9 @@ import sys
 
 import nbformat
 
-from lib.results import read_results
+from lib.record.files import read_results
 from tools import readme
-from tools.notebooks import NOTEBOOKS, ROOT, names
+from tools.notebooks import ROOT, names, paths
 
 
 def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -33,7 +33,7 @@ def main() -> None:
         shutil.copy2(run / "results" / f"{name}.json", ROOT / "results" / profile / f"{name}.json")
         if profile == "cpu":  # the tree shows the notebooks and figures of the default profile
             stored = nbformat.read(run / "notebooks" / f"{name}.ipynb", as_version=4)
-            nbformat.write(committed_form(stored), NOTEBOOKS / f"{name}.ipynb")
+            nbformat.write(committed_form(stored), paths()[name].with_suffix(".ipynb"))
             _replace_figures(name, results["figures"], run / "figures")
         print(
             f"{name}: results{', notebook, figures' if profile == 'cpu' else ''} of {results['provenance']['finished']}"

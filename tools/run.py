@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from lib.results import PROFILES, ROOT
+from lib.record.files import PROFILES, ROOT
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from lib import claims
+from lib.record.run import claims
 
 Link = Callable[[str], str]
 

@@ -1,0 +1,1 @@
+"""Diffusion on tensors: schedules, networks, training; knows no paper."""

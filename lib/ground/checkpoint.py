@@ -1,0 +1,282 @@
+"""Checkpoints of the training loop: what they hold, how they are written and read, and who of several processes does.
+
+A checkpoint is a folder ``step-000123`` that appears under its name by one rename, when all its files are on the disk;
+then older ones are deleted. The random states of all processes are collected before the main one writes, so a folder
+under its final name always is the checkpoint of all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lib.record.files import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+NAMES = "step-[0-9]*"  # checkpoints; an unfinished one ends in .tmp
+
+
+@dataclass
+class History:
+    """What a training run leaves beside the trained networks.
+
+    Attributes
+    ----------
+    values : dict of lists
+        Each named value of `step`, one entry a step; with several processes their mean.
+    ema : dict of state dicts
+        Averaged weights of the networks named in `ema`.
+    seconds : float
+        Time spent training, summed over resumed runs.
+    """
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    ema: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """Everything that training changes and a checkpoint holds, and the processes that share it."""
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, Any]
+    decays: Mapping[str, float]
+    generator: torch.Generator
+    parameters: dict[str, Any]
+    folder: Path | None
+    history: History
+    accelerator: Accelerator | None = None
+    step: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of this process; 0 is the main one, which shows and writes."""
+        return self.accelerator.process_index if self.accelerator else 0
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that train together."""
+        return self.accelerator.num_processes if self.accelerator else 1
+
+    def everyone(self, item: Any) -> list[Any]:
+        """Return the item of every process, in their order; each must call this."""
+        if self.processes == 1:
+            return [item]
+        from accelerate.utils import gather_object
+
+        return gather_object([item])
+
+    def stopped(self, i: int, what: str) -> UserError:
+        """Return the error that ends a run whose numbers are no longer finite."""
+        found = newest(self.folder) if self.folder else None
+        kept = f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
+        return UserError(f"step {i}: {what}; training stopped, {kept}; a smaller learning rate may help")
+
+
+def save(run: State) -> None:
+    """Check the weights; write this step's checkpoint, switch to it by one rename, delete the older ones.
+
+    With several processes all call this; the main one writes, the others wait for it.
+
+    Raises
+    ------
+    UserError
+        A weight that is not finite, in any process.
+    """
+    bad = _not_finite(run)
+    answers = run.everyone((bad, _random_state(run)))
+    for wrong, _ in answers:
+        if wrong:
+            raise run.stopped(run.step, wrong)
+    if not run.folder:
+        return
+    if run.rank == 0:
+        _write_all(run, run.folder, [random for _, random in answers])
+    if run.accelerator:
+        run.accelerator.wait_for_everyone()
+
+
+def resume(run: State, steps: int) -> None:
+    """Put the newest checkpoint of the run's folder, if there is one, into `run`.
+
+    Raises
+    ------
+    UserError
+        A checkpoint that is damaged, of other settings or of more than `steps` steps, the same one in all processes.
+    """
+    problem = None
+    try:
+        if run.folder and (found := newest(run.folder)):
+            _load(run, found, steps)
+    except UserError as error:
+        problem = str(error)
+    answers = run.everyone((problem, run.step))
+    for problem, step in answers:
+        if problem is None and step != answers[0][1]:
+            problem = f"folder {run.folder}: processes find other checkpoints in it; give one that all of them share"
+        if problem:
+            raise UserError(problem)
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the checkpoint of the most steps in `folder`."""
+    return max((p for p in folder.glob(NAMES) if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
+
+
+def delete(paths: Any) -> None:
+    """Delete checkpoints; each loses its name first, so that a kill in between leaves no half of one."""
+    for path in list(paths):
+        if path.suffix != ".tmp":
+            path = path.rename(path.with_suffix(".tmp"))
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def writable(folder: Path) -> Path:
+    """Return `folder`, made if it was not there.
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(f"folder {folder}: cannot be written ({error.strerror}); give one that can") from None
+
+
+def cuda_devices(modules: Mapping[str, nn.Module]) -> list[int]:
+    """Return the GPUs that hold a parameter of the networks."""
+    devices = {p.device for m in modules.values() for p in m.parameters()}
+    return sorted(d.index or 0 for d in devices if d.type == "cuda")
+
+
+def _files(run: State) -> dict[str, dict[str, Tensor]]:
+    """Tensors of each safetensors file; they share memory with the networks and averages."""
+    weights = {f"{name}.safetensors": module.state_dict() for name, module in run.modules.items()}
+    return weights | {f"{name}.ema.safetensors": average for name, average in run.history.ema.items()}
+
+
+def _not_finite(run: State) -> str | None:
+    for name, tensors in _files(run).items():
+        for key, value in tensors.items():
+            if not torch.isfinite(value).all():
+                return f"weight '{key}' of {name} is not finite"
+    return None
+
+
+def _random_state(run: State) -> dict[str, Any]:
+    """State of this process's random numbers."""
+    return {
+        "generator": run.generator.get_state(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": {device: torch.cuda.get_rng_state(device) for device in cuda_devices(run.modules)},
+    }
+
+
+def _write_all(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
+    if (target := folder / f"step-{run.step:06d}").exists():
+        return
+    draft = target.with_suffix(".tmp")
+    delete([draft])
+    draft.mkdir()
+    for name, tensors in _files(run).items():
+        packed = {key: value.cpu().contiguous() for key, value in tensors.items()}
+        _write(draft / name, safetensors.torch.save(packed))
+    state = {
+        "step": run.step,
+        "seconds": run.history.seconds,
+        "parameters": json.dumps(run.parameters),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in run.optimizers.items()},
+        "history": {name: torch.tensor(v, dtype=torch.float64) for name, v in run.history.values.items()},
+        **random[0],
+        "others": random[1:],  # random states of the processes 1, 2, ...
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    _write(draft / "state.pt", buffer.getvalue())
+    _flush(draft)
+    draft.rename(target)
+    _flush(folder)
+    delete(path for path in folder.glob(NAMES) if path != target)
+
+
+def _load(run: State, path: Path, steps: int) -> None:
+    """Put the checkpoint `path` into `run`; all files are read and compared before anything is changed."""
+    state = _read(path / "state.pt", lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+    _compare(run, state, path, steps)
+    loaded = {name: _read_like(path / name, tensors) for name, tensors in _files(run).items()}
+    for name, optimizer in run.optimizers.items():
+        try:
+            optimizer.load_state_dict(state["optimizers"][name])
+        except ValueError as error:
+            raise UserError(f"{path / 'state.pt'}: optimizer '{name}' does not fit: {error}") from None
+    for name, tensors in _files(run).items():
+        for key, value in tensors.items():
+            value.copy_(loaded[name][key])
+    random = state if run.rank == 0 else state["others"][run.rank - 1]
+    run.generator.set_state(random["generator"])
+    torch.set_rng_state(random["torch_rng"])
+    for device, rng in random["cuda_rng"].items():
+        torch.cuda.set_rng_state(rng, device)
+    run.history.values.update({name: v.tolist() for name, v in state["history"].items()})
+    run.step, run.history.seconds = state["step"], state["seconds"]
+
+
+def _compare(run: State, state: dict[str, Any], path: Path, steps: int) -> None:
+    old, new = {"processes": 1} | json.loads(state["parameters"]), run.parameters
+    for name in [*new, *(old.keys() - new.keys())]:
+        if name != "steps" and old.get(name) != new.get(name):
+            text = f"'{name}' is {new.get(name)!r} in this run, but the checkpoint was made with {old.get(name)!r}"
+            raise UserError(f"{path}: {text}; use that value, another folder, or resume=False")
+    if state["step"] > steps:
+        raise UserError(f"{path}: holds {state['step']} steps, more than steps={steps}; ask for as many or start anew")
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        why = "missing from the checkpoint"
+    except Exception as error:  # the libraries report a damaged file in many ways
+        why = f"truncated or damaged ({type(error).__name__})"
+    raise UserError(f"{path}: {why}; restore it, or delete {path.parent} to start anew")
+
+
+def _read_like(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file that has exactly the names and shapes of `expected`."""
+    tensors = _read(path, safetensors.torch.load_file)
+    for name in [*expected, *(tensors.keys() - expected.keys())]:
+        has, wants = (tuple(d[name].shape) if name in d else "absent" for d in (tensors, expected))
+        if has != wants:
+            raise UserError(f"{path}: weight '{name}' is {has}, this network wants {wants}; use the network it is of")
+    return tensors
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)

@@ -1,0 +1,349 @@
+"""Noise schedules and samplers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021), Heun (Karras et al. 2022).
+
+One noise algebra for everything: a clean ``x0`` becomes ``x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps``
+(variance preserving), or, divided by ``sqrt(alpha_bar_t)``, ``x0 + sigma_t eps`` (variance exploding).
+
+Timesteps are 0-based: ``t = 0`` is the least noisy level, ``t = T - 1`` the noisiest. Samplers with fewer steps
+use "leading" spacing without offset, diffusers' default: 40 steps of T = 1000 are t = 0, 25, ..., 975. The last
+step always ends at ``alpha_bar = 1`` (diffusers' ``set_alpha_to_one=True``). A model is any callable
+``eps = model(x_t, t)`` with ``t`` of shape (B,).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.record.files import UserError
+
+Model = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise levels of a diffusion process and all conversions between its quantities.
+
+    Parameters
+    ----------
+    alpha_bar : Tensor (T,), float64
+        Share of the signal's variance left at each timestep, falling from about 1 to about 0.
+    """
+
+    alpha_bar: Tensor
+
+    @property
+    def T(self) -> int:
+        """Number of timesteps."""
+        return len(self.alpha_bar)
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """Factor of x0 in x_t, ``sqrt(alpha_bar)``, shape (T,)."""
+        return self.alpha_bar.sqrt()
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Factor of eps in x_t, ``sqrt(1 - alpha_bar)``, shape (T,)."""
+        return (1 - self.alpha_bar).sqrt()
+
+    @cached_property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio ``alpha_bar / (1 - alpha_bar)``, shape (T,)."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """Noise level of the variance-exploding form, ``sqrt((1 - alpha_bar) / alpha_bar)``, shape (T,)."""
+        return self.noise / self.signal
+
+    def at(self, values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
+        """Entries ``values[t]`` in the type and on the device of `x`, shaped to multiply a batch like `x`."""
+        t = torch.as_tensor(t, device=x.device)
+        picked = values.to(x.device, x.dtype)[t]
+        return picked.reshape(picked.shape + (1,) * (x.ndim - picked.ndim))  # (B,) -> (B, 1, ...)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+        """Noisy sample x_t (Ho et al. 2020, Eq. 4)."""
+        return self.at(self.signal, t, x0) * x0 + self.at(self.noise, t, x0) * eps
+
+    def x0_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+        """Clean sample that x_t and its noise imply (Ho et al. 2020, Eq. 15)."""
+        return (x_t - self.at(self.noise, t, x_t) * eps) / self.at(self.signal, t, x_t)
+
+    def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: Tensor | int) -> Tensor:
+        """Noise that x_t and its clean sample imply."""
+        return (x_t - self.at(self.signal, t, x_t) * x0) / self.at(self.noise, t, x_t)
+
+    def eps_from_v(self, x_t: Tensor, v: Tensor, t: Tensor | int) -> Tensor:
+        """Noise from the velocity ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0`` (Salimans and Ho 2022)."""
+        return self.at(self.signal, t, x_t) * v + self.at(self.noise, t, x_t) * x_t
+
+    def x0_from_v(self, x_t: Tensor, v: Tensor, t: Tensor | int) -> Tensor:
+        """Clean sample from the velocity (Salimans and Ho 2022, App. D)."""
+        return self.at(self.signal, t, x_t) * x_t - self.at(self.noise, t, x_t) * v
+
+    def v_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+        """Velocity from the noise."""
+        return (eps - self.at(self.noise, t, x_t) * x_t) / self.at(self.signal, t, x_t)
+
+
+def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
+    """Schedule with beta linear in t (Ho et al. 2020, Sec. 4)."""
+    return _from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+
+
+def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
+    """Schedule with sqrt(beta) linear in t, the one of latent diffusion (Rombach et al. 2022)."""
+    return _from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+
+
+def cosine(T: int = 1000) -> Schedule:
+    """Cosine schedule with beta at most 0.999 (Nichol and Dhariwal 2021, Eq. 17)."""
+    time = torch.linspace(0, 1, T + 1, dtype=torch.float64)
+    curve = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    return _from_betas((1 - curve[1:] / curve[:-1]).clamp(max=0.999))
+
+
+def from_diffusers(scheduler: Any) -> Schedule:
+    """Schedule of a diffusers scheduler (any that has ``alphas_cumprod``), so that a hub model brings its own."""
+    return Schedule(scheduler.alphas_cumprod.detach().cpu().double())
+
+
+def _from_betas(betas: Tensor) -> Schedule:
+    return Schedule(torch.cumprod(1 - betas, dim=0))
+
+
+def ddim_timesteps(T: int, steps: int) -> Tensor:
+    """Increasing timesteps of a sampler with `steps` steps: 0, T // steps, 2 (T // steps), ... ("leading", no offset).
+
+    Raises
+    ------
+    UserError
+        `steps` is not between 1 and T.
+    """
+    if not 1 <= steps <= T:
+        raise UserError(f"steps={steps}: give a whole number from 1 to the schedule's {T} timesteps")
+    return torch.arange(steps) * (T // steps)
+
+
+@torch.no_grad()
+def sample_ddpm(
+    model: Model,
+    schedule: Schedule,
+    x_T: Tensor,
+    steps: int | None = None,
+    generator: torch.Generator | None = None,
+    clip: bool = False,
+) -> Tensor:
+    """Ancestral sampling with the posterior variance "fixed small" (Ho et al. 2020, Alg. 2, Eq. 7).
+
+    Parameters
+    ----------
+    model : callable
+        Noise prediction ``model(x_t, t)``, t of shape (B,).
+    x_T : Tensor (B, ...)
+        Standard normal start.
+    steps : int, optional
+        Number of steps; all T of the schedule by default.
+    generator : torch.Generator
+        Source of the noise.
+    clip : bool
+        Clamp every estimate of x0 to [-1, 1].
+
+    Raises
+    ------
+    UserError
+        No generator; `steps` out of range.
+    """
+    x = x_T
+    for t, previous in trajectory(schedule, schedule.T if steps is None else steps):
+        x0 = _estimate(model, schedule, x, t, clip)[0]
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
+        beta = 1 - a / a_prev
+        x = (a_prev**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - a_prev) * x) / (1 - a)
+        if previous >= 0:
+            x = x + (beta * (1 - a_prev) / (1 - a)) ** 0.5 * draw_like(x, generator)
+    return x
+
+
+@torch.no_grad()
+def sample_ddim(
+    model: Model,
+    schedule: Schedule,
+    x_T: Tensor,
+    steps: int = 40,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    start: int | None = None,
+    clip: bool = False,
+) -> Tensor:
+    """DDIM sampling (Song et al. 2021, Eq. 12 and 16); `eta` 0 is deterministic, 1 is ancestral.
+
+    Parameters
+    ----------
+    model : callable
+        Noise prediction ``model(x_t, t)``, t of shape (B,).
+    x_T : Tensor (B, ...)
+        Standard normal start, or a sample of noise level `start`.
+    steps : int
+        Steps of the whole trajectory; with `start` only those at or below it are taken.
+    generator : torch.Generator
+        Source of the noise; needed if `eta` is positive.
+    start : int, optional
+        Timestep of `x_T`, one of ``ddim_timesteps(T, steps)``; the noisiest of them by default.
+    clip : bool
+        Clamp every estimate of x0 to [-1, 1]; the noise estimate stays as predicted, as in diffusers.
+
+    Raises
+    ------
+    UserError
+        `steps` or `start` out of range; `eta` positive without a generator.
+    """
+    x = x_T
+    for t, previous in trajectory(schedule, steps, start):
+        x0, eps = _estimate(model, schedule, x, t, clip)
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
+        spread = ddim_sigma(a, a_prev, eta)
+        x = a_prev**0.5 * x0 + (1 - a_prev - spread**2) ** 0.5 * eps
+        if spread > 0:
+            x = x + spread * draw_like(x, generator)
+    return x
+
+
+@torch.no_grad()
+def invert_ddim(
+    model: Model, schedule: Schedule, x0: Tensor, steps: int = 40, iterations: int = 1, stop: int | None = None
+) -> Tensor:
+    """DDIM backwards, from a clean sample to the noise that DDIM sampling turns into it.
+
+    One iteration is the usual approximation: the noise of the next level is predicted from the present sample
+    (diffusers' ``DDIMInverseScheduler``). More iterations solve each step's implicit equation by fixed point, so that
+    sampling gives `x0` back to rounding error.
+
+    Parameters
+    ----------
+    x0 : Tensor (B, ...)
+        Clean samples.
+    steps : int
+        Steps of the whole trajectory, as in `sample_ddim`.
+    iterations : int
+        Model calls a step.
+    stop : int, optional
+        Timestep to end at, one of ``ddim_timesteps(T, steps)``; the noisiest of them by default.
+
+    Raises
+    ------
+    UserError
+        `steps` or `stop` out of range.
+    """
+    x = x0
+    for t, previous in reversed(trajectory(schedule, steps, stop)):
+        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
+        target = x
+        for _ in range(iterations):
+            eps = model(target, batch_of(t, x))
+            target = (a / a_prev) ** 0.5 * (x - (1 - a_prev) ** 0.5 * eps) + (1 - a) ** 0.5 * eps
+        x = target
+    return x
+
+
+def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Falling noise levels of EDM with a final zero, shape (n + 1,), float64 (Karras et al. 2022, Eq. 5)."""
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+@torch.no_grad()
+def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Deterministic second-order sampling (Karras et al. 2022, Alg. 1; Alg. 2 with S_churn = 0).
+
+    Parameters
+    ----------
+    denoise : callable
+        Estimate of the clean sample ``denoise(x, sigma)`` for x = x0 + sigma eps; sigma is a float.
+    x : Tensor (B, ...)
+        Start at noise level ``sigmas[0]``, for example ``sigmas[0]`` times standard normal noise.
+    sigmas : Tensor (n,)
+        Any falling list of noise levels; a final 0 is reached with an Euler step.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    for sigma, following in itertools.pairwise(levels):
+        slope = (x - denoise(x, sigma)) / sigma
+        euler = x + (following - sigma) * slope
+        if following > 0:
+            slope = (slope + (euler - denoise(euler, following)) / following) / 2
+            euler = x + (following - sigma) * slope
+        x = euler
+    return x
+
+
+def eps_from_denoiser(denoise: Callable[[Tensor, Tensor], Tensor], schedule: Schedule) -> Model:
+    """Noise prediction ``model(x_t, t)`` from a variance-exploding ``denoise(x, sigma)`` with sigma (B, 1, ...)."""
+
+    def model(x_t: Tensor, t: Tensor) -> Tensor:
+        sigma = schedule.at(schedule.sigma, t, x_t)
+        x = x_t / schedule.at(schedule.signal, t, x_t)
+        return (x - denoise(x, sigma)) / sigma
+
+    return model
+
+
+def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list[tuple[int, int]]:
+    """Return the steps of a walk from `start` (default: the noisiest) down: pairs (timestep, next less noisy one).
+
+    The last pair ends at -1, the clean sample.
+
+    Raises
+    ------
+    UserError
+        `steps` is out of range, or `start` is not one of ``ddim_timesteps(T, steps)``.
+    """
+    grid = ddim_timesteps(schedule.T, steps).tolist()
+    if start is not None and start not in grid:
+        some = ", ".join(map(str, [*grid[:3], "...", grid[-1]] if len(grid) > 4 else grid))
+        raise UserError(f"start: timestep {start} given; {steps} steps have {some}: give one of these")
+    levels = [t for t in reversed(grid) if start is None or t <= start]
+    return list(zip(levels, [*levels[1:], -1], strict=True))
+
+
+def _estimate(model: Model, schedule: Schedule, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
+    eps = model(x, batch_of(t, x))
+    x0 = schedule.x0_from_eps(x, eps, t)
+    return (x0.clamp(-1, 1) if clip else x0), eps
+
+
+def alpha_bar_at(schedule: Schedule, t: int) -> float:
+    """Return alpha_bar_t; 1 at t = -1, the clean sample."""
+    return float(schedule.alpha_bar[t]) if t >= 0 else 1.0
+
+
+def ddim_sigma(a: float, a_prev: float, eta: float) -> float:
+    """Return sigma_t of DDIM (Song et al. 2021, Eq. 16) for alpha_bar of a step and of the next, less noisy one."""
+    return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
+
+
+def batch_of(t: int, x: Tensor) -> Tensor:
+    """Return timestep t for every sample of x, (B,)."""
+    return torch.full((len(x),), t, device=x.device)
+
+
+def draw_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise like x, drawn on the generator's device.
+
+    Raises
+    ------
+    UserError
+        There is no generator.
+    """
+    if generator is None:
+        raise UserError("generator: this sampler draws noise; give a torch.Generator with a seed of your choice")
+    return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

@@ -1,0 +1,157 @@
+"""Networks: an MLP denoiser for points, EDM preconditioning (Karras et al. 2022, Sec. 5), a small U-Net for images."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+
+from lib.record.files import UserError
+
+HEAD = 32  # channels of an attention head
+Level = float | Tensor  # timestep or sigma: a number, or one per sample with shape (B,) or (B, 1)
+
+
+class MLP(nn.Module):
+    """Fully connected denoiser of points with a sinusoidal embedding of the noise level.
+
+    It holds no state beside its parameters, so ``torch.func.functional_call`` under ``torch.vmap`` runs a stack of
+    them at once (`stack`).
+
+    Parameters
+    ----------
+    dim : int
+        Dimension of a point.
+    width : int
+        Units of each hidden layer.
+    depth : int
+        Number of hidden layers.
+    level : {"t", "sigma"}
+        What the second argument of `forward` is: a 0-based timestep below 1000 or so, or a positive noise level
+        (embedded as ``log(sigma) / 4``, Karras et al. 2022, Tab. 1).
+    frequencies : int
+        Sine and cosine pairs of the embedding.
+    out : int, optional
+        Dimension of the output; `dim` by default.
+    """
+
+    rates: Tensor
+
+    def __init__(
+        self,
+        dim: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        level: str = "t",
+        frequencies: int = 16,
+        out: int | None = None,
+    ) -> None:
+        super().__init__()
+        if level not in ("t", "sigma"):
+            raise UserError(f"level: '{level}' given; 't' (timestep) or 'sigma' (noise level)")
+        self.level = level
+        longest, shortest = (1e4, 2 * math.pi) if level == "t" else (4 * math.pi, 0.4)  # wavelengths of the embedding
+        steps = torch.linspace(0, 1, frequencies)
+        self.register_buffer("rates", 2 * math.pi / longest * (longest / shortest) ** steps, persistent=False)
+        sizes = [dim + 2 * frequencies] + [width] * depth
+        layers = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in itertools.pairwise(sizes)]
+        self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], out or dim))
+
+    def embed(self, level: Level, x: Tensor) -> Tensor:
+        """Sines and cosines of the noise level, shape (B, 2 * frequencies)."""
+        value = torch.as_tensor(level, device=x.device).to(x.dtype).reshape(-1, 1).expand(len(x), 1)  # (B, 1)
+        phase = (value if self.level == "t" else value.log() / 4) * self.rates.to(x.dtype)  # (B, frequencies)
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+    def forward(self, x: Tensor, level: Level) -> Tensor:
+        """Output of shape (B, out) for points x (B, dim) at one noise level or one per point."""
+        return self.net(torch.cat([x, self.embed(level, x)], dim=1))
+
+
+class EDM(nn.Module):
+    """Denoiser ``D(x, sigma) = c_skip x + c_out F(c_in x, sigma)`` around a network F (Karras et al. 2022, Eq. 7).
+
+    Parameters
+    ----------
+    net : nn.Module
+        F, called with the scaled sample and the noise level.
+    sigma_data : float
+        Standard deviation of the clean data.
+    """
+
+    def __init__(self, net: nn.Module, sigma_data: float = 1.0) -> None:
+        super().__init__()
+        self.net = net
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, sigma: Level) -> Tensor:
+        """Estimate of the clean sample for x = x0 + sigma eps, same shape as x (B, ...)."""
+        level = torch.as_tensor(sigma, device=x.device).to(x.dtype)
+        s = level.reshape(-1, *[1] * (x.ndim - 1))  # (B, 1, ...) or (1, 1, ...)
+        total = s**2 + self.sigma_data**2
+        c_skip, c_out, c_in = self.sigma_data**2 / total, s * self.sigma_data / total.sqrt(), 1 / total.sqrt()
+        return c_skip * x + c_out * self.net(c_in * x, level)
+
+
+def stack(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of equal networks stacked along a new first axis, to train them as one ensemble.
+
+    Use with ``torch.vmap(lambda p, b, x, t: torch.func.functional_call(net, (p, b), (x, t)))``.
+    """
+    return torch.func.stack_module_state(list(modules))
+
+
+def small_unet(
+    size: int = 16,
+    channels: Sequence[int] = (16, 32, 64),
+    layers: int = 1,
+    groups: int = 8,
+    image_channels: int = 1,
+) -> UNet2DModel:
+    """U-Net that predicts noise, attention at the lowest resolution only (Ho et al. 2020, App. B, much smaller).
+
+    Parameters
+    ----------
+    size : int
+        Height and width of the image; divisible by ``2 ** (len(channels) - 1)``.
+    channels : sequence of int
+        Channels of each resolution, from the full one to the lowest; divisible by `groups`.
+    layers : int
+        Residual blocks a resolution.
+
+    Raises
+    ------
+    UserError
+        The size does not halve that often, or the lowest resolution's channels do not split into attention heads.
+    """
+    plain = len(channels) - 1
+    if size % 2**plain:
+        raise UserError(f"size: {size} given; {len(channels)} resolutions need a multiple of {2**plain}")
+    if channels[-1] % HEAD:
+        raise UserError(f"channels: {channels[-1]} at the lowest resolution; attention needs a multiple of {HEAD}")
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        layers_per_block=layers,
+        block_out_channels=tuple(channels),
+        down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
+        attention_head_dim=HEAD,
+        norm_num_groups=groups,
+    )
+
+
+def eps_model(unet: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Noise prediction ``model(x_t, t) -> eps`` of a diffusers U-Net."""
+    return lambda x_t, t: unet(x_t, t).sample
+
+
+def parameter_count(module: nn.Module, trainable: bool = False) -> int:
+    """Number of parameters, all or only those that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -1,0 +1,1 @@
+"""A user's own images and models: settings, methods, jobs, reports."""

@@ -1,0 +1,144 @@
+"""Settings of a fine-tuning job: every one named, typed and with a default, which is the paper's where it has one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from lib.record.files import UserError
+from lib.record.parameters import ParameterError
+
+# None stands for the paper's value; papermill reads such names in a notebook's parameters, but no `|`.
+OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
+OptionalFloat, OptionalStr = NonNegativeFloat | None, str | None
+
+Method = Literal["naive", "SDFT", "adaptor", "ANT without noise", "ANT"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+# What a method takes that is not given: the paper's values, or its official code's.
+_FULL = {"steps": 10_000, "batch": 16, "lr": 2e-5, "dropout": 0.1, "sampler": "ddim", "sampling_steps": 40}
+_ADAPTOR = {
+    **{"steps": 300, "batch": 40, "lr": 5e-5, "betas": (0.5, 0.999), "weight_decay": 0.01, "clip": 1.0, "warmup": 50},
+    **{"sampler": "ancestral", "sampling_steps": 500},
+}
+PAPER: dict[str, dict[str, Any]] = {method: _FULL if method in ("naive", "SDFT") else _ADAPTOR for method in METHODS}
+# Settings that a job may change when it is started again; all others decide what is trained.
+FREE = (
+    *("steps", "samples", "sampler", "sampling_steps", "shown", "reference", "judge"),
+    *("save_every", "grid_every", "score_every", "score_samples"),
+)
+
+
+class Settings(BaseModel):
+    """Settings of one job; what is not given is what the method's paper has (``PAPER``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: Method = "SDFT"
+    source: str  # folder of diffusers, or id on the hub
+    images: str  # folder, data set on disk, or id of a data set
+    out: str  # folder for all results
+    reference: str = ""  # images for FID, KID, precision and recall, read like `images`
+    split: str = "train"  # of a data set
+    column: str = ""  # of a data set, with the images; empty: the only one
+    damaged: Literal["refuse", "skip"] = "refuse"  # what to do about files that cannot be read
+    recursive: bool = False  # read sub-folders, too
+    steps: PositiveInt
+    batch: PositiveInt  # images a step, over all processes
+    lr: PositiveFloat  # of AdamW
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup: NonNegativeInt = 0  # steps of rising learning rate
+    clip: NonNegativeFloat = 0.0  # largest norm of a gradient; 0: any
+    ema: NonNegativeFloat = Field(0.0, lt=1)  # decay of averaged weights, which are then the result; 0: the last ones
+    flip: bool = True  # mirror half of the images
+    dropout: NonNegativeFloat = Field(0.0, lt=1)  # of the student's residual blocks; naive and SDFT
+    lambda_distill: NonNegativeFloat = 0.1  # SDFT
+    lambda_aux: NonNegativeFloat = 0.1
+    gamma_distill: NonNegativeFloat = 3.0
+    gamma_aux: NonNegativeFloat = 50.0
+    gamma: NonNegativeFloat = 5.0  # ANT: strength of the similarity guidance
+    omega: NonNegativeFloat = 0.02  # step of the ascent on the noise
+    J: NonNegativeInt = 10  # its steps
+    c: PositiveInt = 4  # pooling of the adaptor
+    d: PositiveInt = 8  # channels of its bottleneck
+    heads: PositiveInt = 4
+    classifier_steps: PositiveInt = 300
+    classifier_batch: PositiveInt = 64
+    classifier_lr: PositiveFloat = 1e-4
+    classifier_images: PositiveInt = 100  # samples of the source that stand for its domain
+    precision: Literal["no", "bf16"] = "no"  # bf16: half the memory of activations; fp16 would need loss scaling
+    accumulate: PositiveInt = 1  # passes a step, each with batch / accumulate images
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    processes: PositiveInt = 1  # GPUs, or processes on CPUs
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: NonNegativeInt = 0
+    samples: PositiveInt = 1000
+    sampler: Literal["ddim", "ancestral"]  # deterministic, or with fresh noise at every step
+    sampling_steps: PositiveInt
+    shown: PositiveInt = 8  # columns of the sample sheet
+    judge: str = ""  # folder of the digit classifier of 50_source for Intra-LPIPS; empty: LPIPS itself
+    save_every: NonNegativeInt = 500  # steps between checkpoints
+    grid_every: NonNegativeInt = 0  # steps between pictures in the logs; 0: none
+    score_every: NonNegativeInt = 0  # steps between KIDs against `reference`, whose best model is kept too; 0: none
+    score_samples: int = Field(500, ge=2)  # samples of each
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return PAPER.get(values.get("method", "SDFT"), {}) | values
+
+    @model_validator(mode="after")
+    def _divided(self) -> Settings:
+        parts = self.processes * self.accumulate
+        if self.batch % parts:
+            raise ValueError(f"batch: {self.batch} given; a multiple of processes x accumulate = {parts} is needed")
+        if self.score_every and not self.reference:
+            raise ValueError("score_every: there is no reference to score against; give one, or 0")
+        return self
+
+
+def settings(**values: Any) -> Settings:
+    """Return checked settings.
+
+    Raises
+    ------
+    ParameterError
+        The first wrong one by name, with what would be right.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+    name, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        reason = f"no such setting; did you mean '{near[0]}'?" if near else "no such setting"
+    elif first["type"] != "missing" and name:
+        reason = f"{first['input']!r} given; {reason.replace('Input should be', 'it should be')}"
+    raise ParameterError(f"{name}: {reason}" if name else reason) from None
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Return the settings in a JSON file; errors as in `settings`, and if the file is missing or no JSON."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"job file {path} cannot be read ({error.strerror}); name a JSON file of settings") from None
+    except ValueError as error:
+        raise UserError(f"job file {path} is no JSON ({error})") from None
+    return settings(**values)

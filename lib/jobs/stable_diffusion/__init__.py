@@ -1,0 +1,1 @@
+"""Stable Diffusion: editing by text with DDS, its network, its speed."""

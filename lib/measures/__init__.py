@@ -1,0 +1,1 @@
+"""Distances between images and sets of images."""

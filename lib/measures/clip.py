@@ -1,0 +1,197 @@
+"""CLIP (Radford et al. 2021) by transformers: similarity of images and a prompt, and the directional loss of an edit.
+
+Images are tensors (n, 3 or 1, h, w) in [-1, 1]; they are resized and normalised here, differentiably, so that the loss
+reaches whatever made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.ground import folder as folders
+from lib.record.files import UserError
+
+DEFAULT = "openai/clip-vit-base-patch16"
+TEMPLATES = (
+    "{}",
+    "a photo of a {}",
+    "a picture of a {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+    "a close-up of a {}",
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded CLIP; see `load`."""
+
+    model: Any
+    tokenizer: Any
+    mean: Tensor  # (1, 3, 1, 1) of the pixel values in [0, 1]
+    std: Tensor
+
+    @property
+    def size(self) -> int:
+        """Side of the images that the network takes."""
+        return self.model.config.vision_config.image_size
+
+    def images(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Return unit features (n, d) of images (n, 3 or 1, h, w) in [-1, 1], with gradient if they have one.
+
+        Raises
+        ------
+        UserError
+            Images of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise UserError(f"images: shape {tuple(images.shape)} given; it should be (n, 3, h, w) or (n, 1, h, w)")
+        parts = [self._features(part) for part in images.split(batch)]
+        return F.normalize(torch.cat(parts), dim=1)
+
+    def _features(self, images: Tensor) -> Tensor:
+        pixels = (images.to(self.mean).clamp(-1, 1) + 1) / 2
+        if pixels.shape[-2:] != (self.size, self.size):
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
+        pixels = (pixels.expand(-1, 3, -1, -1) - self.mean) / self.std  # (n, 3, size, size)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    @torch.no_grad()
+    def text(self, prompt: str, templates: Sequence[str] = TEMPLATES) -> Tensor:
+        """Return the unit feature (d,) of a prompt: the mean over templates, each with {} where the prompt goes.
+
+        Raises
+        ------
+        UserError
+            An empty prompt.
+        """
+        if not prompt.strip():
+            raise UserError("prompt: empty; give a few words, such as 'painting of a man without glasses'")
+        texts = [template.format(prompt) for template in templates]
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        output = self.model.get_text_features(**tokens.to(self.mean.device))
+        return F.normalize(F.normalize(output.pooler_output, dim=1).mean(0), dim=0)
+
+
+def load(name_or_folder: str = DEFAULT, device: torch.device | str = "cpu") -> Clip:
+    """Load CLIP from a local folder, or from the hub by its id; the weights are frozen.
+
+    Raises
+    ------
+    UserError
+        It is neither a folder with CLIP's files nor a model within reach.
+    """
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    try:
+        model: Any = CLIPModel.from_pretrained(name_or_folder).float()  # a folder may hold 16 bit
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
+        pixels: Any = CLIPImageProcessor.from_pretrained(name_or_folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"clip: cannot load '{name_or_folder}'; download {DEFAULT} from the Hugging Face hub (600 MB, MIT licence) "
+            f"and name its folder or its id. ({reason})"
+        ) from None
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (pixels.image_mean, pixels.image_std))
+    return Clip(model.requires_grad_(False).eval().to(device), tokenizer, mean, std)
+
+
+@torch.no_grad()
+def similarity(clip: Clip, images: Tensor, prompt: str, templates: Sequence[str] = ("{}",)) -> Tensor:
+    """Return the cosine of each image (n, 3 or 1, h, w) in [-1, 1] with a prompt, shape (n,), on the CPU.
+
+    Raises
+    ------
+    UserError
+        Images of another shape; an empty prompt.
+    """
+    return (clip.images(images) @ clip.text(prompt, templates)).cpu()
+
+
+def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) -> tuple[list[Path], Tensor]:
+    """Return the image files of a folder, most similar to the prompt first, and their cosines (n,).
+
+    At most `batch` images are in memory at a time, so that a large collection can be scored.
+
+    Raises
+    ------
+    UserError
+        The folder is missing or holds no image, or a file is damaged; an empty prompt.
+    """
+    folder = Path(folder).expanduser()
+    files = folders.image_files(folder) if folder.is_dir() else []
+    if not files:
+        raise UserError(f"image folder {folder} is missing or holds no image; name a folder with image files")
+    parts = []
+    for i in range(0, len(files), batch):
+        named = [(file.name, file) for file in files[i : i + batch]]
+        read = folders.collect(named, clip.size, 3, "refuse", f"image folder {folder}")
+        parts.append(similarity(clip, read.images, prompt))
+    scores, order = torch.cat(parts).sort(descending=True, stable=True)
+    return [files[i] for i in order.tolist()], scores
+
+
+def direction_loss(
+    clip: Clip, edited: Tensor, original: Tensor, target: str, source: str, templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """Return L_dir = 1 - cos(change of the image feature, change of the text feature), one value an image (n,).
+
+    StyleGAN-NADA's loss (Gal et al. 2022), as Asyrp uses it (Kwon et al. 2023, Sec. 3). An image that did not change
+    has no direction, and loss 1.
+
+    Parameters
+    ----------
+    edited, original
+        Images before and after, (n, 3 or 1, h, w) in [-1, 1]; the gradient goes to `edited`.
+    target, source
+        What the images should show, and what they show; such as "smiling face" and "face".
+
+    Raises
+    ------
+    UserError
+        Equal texts, an empty one, or images of another shape.
+    """
+    return _loss_along(clip, edited, original, _text_direction(clip, target, source, templates))
+
+
+def toward(
+    clip: Clip, target: str, source: str, templates: Sequence[str] = TEMPLATES
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the objective for :func:`lib.papers.baselines.asyrp.learn`: ``-log((2 - L_dir) / 2)``, mean over the
+    images.
+
+    L_dir lies between 0 (exactly the wanted change) and 2 (its opposite, where the objective is clipped at 13.8).
+
+    Raises
+    ------
+    UserError
+        Equal texts, or an empty one.
+    """
+    text = _text_direction(clip, target, source, templates)
+
+    def objective(edited: Tensor, original: Tensor) -> Tensor:
+        loss = _loss_along(clip, edited, original, text)  # (n,)
+        return -((2 - loss) / 2).clamp(min=1e-6).log().mean()
+
+    return objective
+
+
+def _loss_along(clip: Clip, edited: Tensor, original: Tensor, text: Tensor) -> Tensor:
+    with torch.no_grad():
+        before = clip.images(original)
+    return 1 - F.cosine_similarity(clip.images(edited) - before, text[None], dim=1)
+
+
+def _text_direction(clip: Clip, target: str, source: str, templates: Sequence[str]) -> Tensor:
+    if target == source:
+        raise UserError(f"target: '{target}' is also the source text; give two different ones")
+    return F.normalize(clip.text(target, templates) - clip.text(source, templates), dim=0)

@@ -1,0 +1,308 @@
+"""Measures on images themselves: PSNR, SSIM, precision and recall, FID and KID of folders.
+
+None of these numbers means anything without its protocol: how many images of which sets, in which features, resized
+how. :func:`protocol` writes it in one line.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from lib.record.files import UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from cleanfid import downloads_helper, fid
+    from cleanfid.inception_torchscript import InceptionV3W
+
+INCEPTION = "inception-2015-12-05.pt"
+ROWS = 1000  # rows of a block of distances
+
+
+def protocol(measure: str, sets: Mapping[str, int], features: str, resize: str = "none", **options: Any) -> str:
+    """Return one line to print and record beside a number.
+
+    Parameters
+    ----------
+    measure
+        Its name.
+    sets
+        Number of images of each set, in the order in which the measure takes them.
+    features
+        In what the images are compared: a network, or pixels.
+    resize
+        Filter and size, or none.
+    **options
+        Anything else the number depends on, such as k or a seed.
+    """
+    counted = ", ".join(f"{n:,} {name}" for name, n in sets.items())
+    more = "".join(f"; {name} = {value}" for name, value in options.items())
+    return f"{measure}: {counted}; features: {features}; resize: {resize}{more}"
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each pair in dB, (n,), by torchmetrics; infinite for equal images.
+
+    Images (n, c, h, w) in [-1, 1] are clamped and mapped to [0, 1], so that the peak is 1. One mean square error an
+    image, over all channels.
+
+    Raises
+    ------
+    UserError
+        The two sets have different shapes.
+    """
+    a, b = _pairs(images, reference)
+    return peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3)).to(images.dtype)
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity of each pair, (n,), 1 for equal images, by torchmetrics (Wang et al. 2004).
+
+    Gaussian window of 11 x 11 pixels and standard deviation 1.5, on images mapped as in :func:`psnr`.
+
+    Raises
+    ------
+    UserError
+        The two sets have different shapes, or a side is shorter than the window.
+    """
+    a, b = _pairs(images, reference)
+    if min(a.shape[-2:]) < 11:
+        raise UserError(f"images of {a.shape[-2]} x {a.shape[-1]} given; SSIM's window needs sides of 11 or more")
+    found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found.reshape(-1).to(images.dtype)
+
+
+def _pairs(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    if images.shape != reference.shape or images.ndim != 4:
+        shapes = f"{tuple(images.shape)} and {tuple(reference.shape)}"
+        raise UserError(f"images of shapes {shapes} given; it should be two sets (n, c, h, w) of pairs")
+    a, b = (x.double().clamp(-1, 1) for x in (images, reference))  # SSIM subtracts nearly equal squares
+    return (a + 1) / 2, (b + 1) / 2
+
+
+class PrecisionRecall(NamedTuple):
+    """Fidelity and diversity of generated images, both from 0 to 1."""
+
+    precision: float  # share of generated images inside the manifold of the real ones
+    recall: float  # share of real images inside the manifold of the generated ones
+
+
+def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
+    """Return precision and recall (Kynkäänniemi et al. 2019, Alg. 1) in features (n, d) and (m, d).
+
+    The manifold of a set is the union of balls around its members, each as large as the distance to the member's k-th
+    nearest neighbour in the set. Take equally many images of both sets: more images, smaller balls.
+
+    Raises
+    ------
+    UserError
+        A set has not more than k members, the widths differ, or a feature is not finite.
+    """
+    if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
+        shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
+        raise UserError(f"features of shapes {shapes}: give two sets (n, d) with equal d")
+    if k < 1 or min(len(generated), len(real)) <= k:
+        raise UserError(f"k: {k} given with {len(generated)} and {len(real)} images; each set needs more than k >= 1")
+    if not (generated.isfinite().all() and real.isfinite().all()):
+        raise UserError("features hold a value that is not finite; look at the images they come from")
+    a, b = generated.double(), real.to(generated.device).double()
+    return PrecisionRecall(_inside(a, b, k), _inside(b, a, k))
+
+
+def _inside(points: Tensor, manifold: Tensor, k: int) -> float:
+    """Share of points in at least one ball of the manifold."""
+    blocks = [torch.cdist(part, manifold).kthvalue(k + 1, dim=1).values for part in manifold.split(ROWS)]
+    radius = torch.cat(blocks)  # (m,), the nearest of all is the member itself
+    inside = [(torch.cdist(part, manifold) <= radius).any(1) for part in points.split(ROWS)]
+    return torch.cat(inside).double().mean().item()
+
+
+class FolderDistances(NamedTuple):
+    """FID and KID of two folders, with what to write beside them."""
+
+    fid: float
+    kid: float  # papers often print a thousand times this
+    protocol: str
+    features: tuple[np.ndarray, np.ndarray]  # of both folders, see `folder_features`
+
+
+def folder_distances(
+    generated: str | Path, reference: str | Path, device: torch.device | str = "cpu", batch: int = 64, seed: int = 0
+) -> FolderDistances:
+    """Return FID and KID of two folders of images by clean-fid with its own Inception, as its default mode has them.
+
+    Every image is resized to 299 x 299 by Pillow's bicubic filter, which does not alias; features are computed once for
+    both numbers.
+
+    Parameters
+    ----------
+    generated, reference
+        Folders of images (png, jpg, ...), searched with their subfolders.
+    device, batch
+        Where and how many at a time.
+    seed
+        Of the random subsets of KID: 100 of up to 1,000 images each.
+
+    Raises
+    ------
+    UserError
+        A folder has fewer than two images; the network's weights are neither there nor can they be downloaded.
+    """
+    for folder in (generated, reference):
+        _check_folder(Path(folder))
+    model = inception(device)
+    a, b = (folder_features(folder, model, device, batch) for folder in (generated, reference))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clean-fid passes scipy an argument that is deprecated
+        frechet = float(fid.fid_from_feats(a, b))
+    line = protocol(
+        "FID and KID by clean-fid",
+        {"generated": len(a), "reference": len(b)},
+        "Inception 2015-12-05, 2,048",
+        "bicubic 299",
+        KID=f"100 subsets of up to {min(1000, len(a), len(b))}, seed {seed}",
+    )
+    return FolderDistances(frechet, kernel_distance(a, b, subsets=100, size=1000, seed=seed), line, (a, b))
+
+
+def folder_features(folder: str | Path, model: Any, device: torch.device | str = "cpu", batch: int = 64) -> np.ndarray:
+    """Return clean-fid's features (n, 2048) of a folder's images, float64, by `model` from :func:`inception`."""
+    options = {"num_workers": 0, "batch_size": batch, "device": torch.device(device), "verbose": False}
+    return fid.get_folder_features(str(folder), model, mode="clean", **options).astype(np.float64)
+
+
+def inception(device: torch.device | str = "cpu") -> Any:
+    """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once.
+
+    Raises
+    ------
+    UserError
+        The weights are neither there nor can they be downloaded, or the file is damaged.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file, url = folder / INCEPTION, downloads_helper.inception_url
+    try:
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), progress=False)  # complete or not at all
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the file is TorchScript, whose loader is deprecated
+            return InceptionV3W(str(folder), download=False).to(device).eval()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"FID and KID need the Inception weights {INCEPTION}, and they cannot be read or downloaded ({reason}); "
+            f"put {url} at {file} (Google's network of 2015, Apache-2.0, converted by NVIDIA)"
+        ) from None
+
+
+def _check_folder(folder: Path) -> None:
+    endings = {ending.lower() for ending in fid.EXTENSIONS}
+    found = sum(path.suffix.lower()[1:] in endings for path in folder.rglob("*")) if folder.is_dir() else 0
+    if found < 2:
+        raise UserError(f"folder {folder}: {found} images found; FID and KID need two, and better 2,048 or more")
+
+
+def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the root-mean-square pixel distance of each image to its nearest reference image, and its index, (n,)."""
+    a, b = images.flatten(1), reference.flatten(1)
+    distance, index = torch.cdist(a, b).min(1)
+    return distance / a.shape[1] ** 0.5, index
+
+
+def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -> float:
+    """Return the Frechet distance of Gaussians fitted to two sets of features (n, d), by clean-fid.
+
+    A small multiple of the identity is added to both covariances, because features that are always equal (or fewer
+    images than features) make them singular and the matrix square root inaccurate.
+
+    Raises
+    ------
+    UserError
+        A set has fewer than two rows, the widths differ, or a feature is not finite.
+    """
+    a, b = _checked(features_a, features_b)
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    ridge = 1e-6 * max(np.trace(c) for c in covariances) / a.shape[1] + 1e-12
+    covariances = [c + ridge * np.eye(len(c)) for c in covariances]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clean-fid passes scipy an argument that is deprecated
+        distance = fid.frechet_distance(a.mean(0), covariances[0], b.mean(0), covariances[1])
+    return max(float(distance), 0.0)
+
+
+def kernel_distance(
+    features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray, subsets: int = 50, size: int = 500, seed: int = 0
+) -> float:
+    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features.
+
+    Parameters
+    ----------
+    features_a, features_b : (n, d)
+        Features of the two sets.
+    subsets, size : int
+        Number and largest size of the random subsets it averages over, drawn with `seed`.
+
+    Raises
+    ------
+    UserError
+        A set has fewer than two rows, the widths differ, or a feature is not finite.
+    """
+    a, b = _checked(features_a, features_b)
+    with _numpy_seed(seed):
+        return fid.kernel_distance(a, b, num_subsets=subsets, max_subset_size=size)
+
+
+def _checked(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, np.float64) for x in (features_a, features_b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise UserError(f"features of shapes {a.shape} and {b.shape}: give two sets (n, d) with n >= 2 and equal d")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise UserError("features hold a value that is not finite; look at the images they come from")
+    return a, b
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which clean-fid draws from, and put its state back."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> float:
+    """Return how much more agreement one trade-off curve has than another at the same realism.
+
+    Both are interpolated linearly between their checkpoints; the difference is averaged over the realism that both
+    reach between their checkpoints.
+
+    Parameters
+    ----------
+    ours, other
+        Checkpoints, (k, 2): realism and agreement; in any order.
+
+    Returns
+    -------
+    float
+        Mean of ours minus other; not a number if the curves have no realism in common.
+    """
+    (x, y), (u, v) = (np.asarray(sorted(map(tuple, curve.tolist()))).T for curve in (ours, other))
+    low, high = max(x[0], u[0]), min(x[-1], u[-1])
+    if low > high:
+        return math.nan
+    grid = np.linspace(low, high, points)
+    return float((np.interp(grid, x, y) - np.interp(grid, u, v)).mean())

@@ -1,0 +1,296 @@
+"""Perceptual distance as a squared Euclidean one: LPIPS (Zhang et al. 2018), Intra-LPIPS (Ojha et al. 2021).
+
+LPIPS compares unit-normalised channels f^l of a network's layers: sum over l of the spatial mean of
+sum over channels of w_c^l (f_c^l(x) - f_c^l(y))^2. All w are non-negative, so with
+``z(x) = concatenation of sqrt(w^l / (h_l w_l)) f^l(x)`` it is ``|z(x) - z(y)|^2``: one pass an image instead of one a
+pair, and the mean over all pairs of a set follows from n, the sum of z and the sum of |z|^2.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib.record.files import UserError
+
+EPS = 1e-10  # as in the lpips package: a pixel without any activation stays 0
+BLOCK = 1 << 17  # numbers turned into float64 at a time: 1 MB stays in the cache
+TRUNKS = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}  # ImageNet weights of torchvision
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Images (n, c, h, w) in [-1, 1] -> z (n, D), float32, with |z(x) - z(y)|^2 = LPIPS(x, y).
+
+    Attributes
+    ----------
+    name
+        What to write beside every number: network and size of the images.
+    layers
+        Images -> activations of the layers that count, each (n, C_l, h_l, w_l).
+    weights
+        One tensor a layer, (C_l,) or a single number, none negative.
+    device
+        Where the network is; z lies there as well.
+    """
+
+    name: str
+    layers: Callable[[Tensor], Sequence[Tensor]]
+    weights: Sequence[Tensor]
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Embed images in batches; values outside [-1, 1] are clamped, as in an image file."""
+        return torch.cat([self._embed(part.to(self.device).clamp(-1, 1)) for part in images.split(batch)])
+
+    def _embed(self, images: Tensor) -> Tensor:
+        parts = []
+        for f, w in zip(self.layers(images), self.weights, strict=True):  # f (b, C, h, w)
+            unit = f / (f.square().sum(1, keepdim=True).sqrt() + EPS)
+            scale = (w / f[0, 0].numel()).sqrt().view(1, -1, 1, 1)
+            parts.append((unit * scale).flatten(1))
+        return torch.cat(parts, dim=1)  # (b, D)
+
+
+def lpips_features(
+    net: str = "vgg", size: int = 256, device: torch.device | str = "cpu", random: bool = False, seed: int = 0
+) -> Embedding:
+    """Return the embedding of LPIPS itself, version 0.1: trunk and heads of the `lpips` package (BSD-2-Clause).
+
+    Parameters
+    ----------
+    net
+        Trunk: vgg (Intra-LPIPS), alex or squeeze.
+    size
+        Images of another size are resized to this one (bilinear, antialiased); grey ones get three equal channels.
+    random
+        Draw the trunk from `seed` instead of loading ImageNet weights: for tests and timings, measures nothing.
+
+    Raises
+    ------
+    UserError
+        Unknown net; the trunk's weights are neither there nor can they be downloaded; a head has a negative weight.
+    """
+    if net not in TRUNKS:
+        raise UserError(f"net: '{net}' given; one of {', '.join(TRUNKS)}")
+    model = lpips_model(net, random, seed).to(device)
+    heads = [lin.model[-1].weight.detach().flatten() for lin in model.lins]  # (C_l,)
+    if min(float(w.min()) for w in heads) < 0:
+        raise UserError(f"net '{net}': a head of the lpips package has a negative weight, so LPIPS is no distance")
+
+    def layers(images: Tensor) -> Sequence[Tensor]:
+        x = images.expand(-1, 3, -1, -1)
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True).clamp(-1, 1)
+        return model.net(model.scaling_layer(x))
+
+    name = f"LPIPS {net}{' with a random trunk' * random} {size} px"
+    return Embedding(name, layers, heads, torch.device(device))
+
+
+def lpips_model(net: str = "vgg", random: bool = False, seed: int = 0) -> Any:
+    """Return the `lpips` package's own module; parameters and errors as for :func:`lpips_features`."""
+    import lpips
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net]
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # the package uses a former option of torchvision
+            torch.manual_seed(seed)
+            return lpips.LPIPS(net=net, pnet_rand=random, verbose=False).eval().requires_grad_(False)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"LPIPS needs the ImageNet weights {TRUNKS[net]} of torchvision, and they cannot be read or downloaded "
+            f"({error}); put https://download.pytorch.org/models/{TRUNKS[net]} at {file} (torchvision is BSD-3-Clause; "
+            "ImageNet is for non-commercial research)"
+        ) from None
+
+
+def pairwise_lpips(z: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return LPIPS of all pairs from z (n, D) and other (m, D), by default z itself; (n, m), float64.
+
+    It is |a|^2 + |b|^2 - 2 a.b in float64, where the distance of nearly equal images keeps its digits, a block of
+    columns at a time.
+    """
+    same = other is None
+    b_all = z if other is None else other.to(z.device)
+    product = z.new_zeros(len(z), len(b_all), dtype=torch.float64)
+    squares = [z.new_zeros(len(x), dtype=torch.float64) for x in (z, b_all)]
+    columns = max(BLOCK // (len(z) + len(b_all)), 64)
+    for a, b in zip(z.split(columns, dim=1), b_all.split(columns, dim=1), strict=True):
+        a, b = a.double(), b.double()
+        product += a @ b.T
+        squares[0] += a.square().sum(1)
+        squares[1] += b.square().sum(1)
+    distance = (squares[0][:, None] + squares[1] - 2 * product).clamp(min=0)  # (n, m)
+    return distance.fill_diagonal_(0) if same else distance
+
+
+class IntraLPIPS(NamedTuple):
+    """Mean pairwise LPIPS inside the clusters around the training images; higher is more diverse.
+
+    Read it beside a distance to the target: a model that was never adapted scores high, too.
+    """
+
+    value: float  # mean over clusters; NaN if none counts
+    spread: float  # population standard deviation over clusters, not over runs
+    counts: tuple[int, ...]  # samples of each training image's cluster, before the cap
+    nonempty: int  # clusters with a sample; a pair takes two
+    protocol: str  # what to write beside the number
+
+
+def intra_lpips(
+    z_samples: Tensor,
+    z_training: Tensor,
+    cap: int | None = None,
+    empty: str = "drop",
+    seed: int = 0,
+    features: str = "",
+) -> IntraLPIPS:
+    """Return Intra-LPIPS (Ojha et al. 2021, Sec. 4.1) of samples (n, D) for training images (k, D).
+
+    Each sample goes to the nearest training image. The mean over the pairs of a cluster of n is
+    ``(n sum |z|^2 - |sum z|^2) / (n (n - 1) / 2)``, without a pair being formed.
+
+    Parameters
+    ----------
+    z_samples, z_training
+        From one :class:`Embedding`.
+    cap
+        At most so many random members of a cluster count (CDC's code: 50); None: all.
+    empty
+        Clusters without a pair: ``drop`` leaves them out (CDC's code), ``zero`` counts them as 0 (CRDI's).
+    seed
+        Of the random members.
+    features
+        Name of the embedding, for the protocol line.
+
+    Raises
+    ------
+    UserError
+        Shapes do not fit, a value is not finite, cap below 2, or empty is unknown.
+    """
+    _check(z_training, cap, empty)
+    if z_samples.ndim != 2 or z_samples.shape[1:] != z_training.shape[1:]:
+        shapes = f"{tuple(z_samples.shape)} and {tuple(z_training.shape)}"
+        raise UserError(f"embeddings of shapes {shapes}: give samples (n, D) and training images (k, D)")
+    distance, cluster = pairwise_lpips(z_samples, z_training).min(1)  # (n,)
+    priority = np.random.default_rng(seed).random(len(z_samples))  # (n,)
+    member = _members(cluster, len(z_training))  # (k, n)
+    counts = member.sum(1).long().tolist()
+    if cap is not None:
+        for row in member:
+            members = row.nonzero().flatten().cpu().numpy()
+            row[torch.from_numpy(members[np.argsort(priority[members])[cap:]]).to(row.device)] = 0
+    sums = _Sums(z_training)
+    sums.add(z_samples, distance, member)
+    return sums.result(counts, cap, empty, seed, features)
+
+
+def intra_lpips_stream(
+    embedding: Embedding,
+    batches: Iterable[Tensor],
+    training: Tensor,
+    cap: int | None = None,
+    empty: str = "drop",
+    seed: int = 0,
+) -> IntraLPIPS:
+    """Return :func:`intra_lpips` of images that come in batches, with one sum of z a cluster in memory.
+
+    At 256 px an embedding by VGG has 8 million numbers (32 MB), a thousand of them do not fit. With a cap the images
+    (not embeddings) of the members that count are kept and embedded once more.
+
+    Parameters
+    ----------
+    embedding
+        From :func:`lpips_features` or :func:`digit_features`.
+    batches
+        Samples, each batch (b, c, h, w) in [-1, 1]; a batch is embedded as a whole.
+    training
+        Training images, (k, c, h, w) in [-1, 1].
+    cap, empty, seed
+        As for :func:`intra_lpips`, with the same result.
+    """
+    z_training = embedding(training)
+    _check(z_training, cap, empty)
+    generator = np.random.default_rng(seed)
+    sums, counts = _Sums(z_training), [0] * len(z_training)
+    kept: list[list[tuple[float, Tensor]]] = [[] for _ in counts]  # per cluster: priority, image
+    for images in batches:
+        z = embedding(images, batch=max(len(images), 1))
+        distance, cluster = pairwise_lpips(z, z_training).min(1)
+        priority = generator.random(len(images))
+        if cap is None:
+            sums.add(z, distance, _members(cluster, len(counts)))
+        for j, i in enumerate(cluster.tolist()):
+            counts[i] += 1
+            if cap is not None:
+                kept[i] = sorted([*kept[i], (priority[j], images[j])], key=lambda entry: entry[0])[:cap]
+    for i, entries in enumerate(kept):
+        for start in range(0, len(entries), 8):
+            z = embedding(torch.stack([image for _, image in entries[start : start + 8]]))
+            cluster = torch.full((len(z),), i, device=z.device)
+            sums.add(z, pairwise_lpips(z, z_training[i : i + 1])[:, 0], _members(cluster, len(counts)))
+    return sums.result(counts, cap, empty, seed, embedding.name)
+
+
+def _members(cluster: Tensor, k: int) -> Tensor:
+    """1 where sample j is in cluster i, else 0; (k, n), float64."""
+    return (cluster == torch.arange(k, device=cluster.device)[:, None]).double()
+
+
+class _Sums:
+    """Per cluster: number, sum of z and sum of |z|^2, in float64, with z taken relative to the training image."""
+
+    def __init__(self, z_training: Tensor) -> None:
+        self.origin = z_training
+        self.total = torch.zeros_like(z_training, dtype=torch.float64)  # (k, D)
+        self.squares = self.total.new_zeros(len(z_training))
+        self.n = self.total.new_zeros(len(z_training))
+
+    def add(self, z: Tensor, distance: Tensor, member: Tensor) -> None:
+        """Add embeddings (m, D) with their distances to the training image (m,) to the clusters of `member` (k, m)."""
+        n = member.sum(1)
+        columns = max(BLOCK // (len(z) + len(n)), 64)
+        for total, part, origin in zip(*(x.split(columns, dim=1) for x in (self.total, z, self.origin)), strict=True):
+            total += member @ part.double() - n[:, None] * origin.double()
+        self.squares += member @ distance
+        self.n += n
+
+    def result(self, counts: Sequence[int], cap: int | None, empty: str, seed: int, features: str) -> IntraLPIPS:
+        if not (self.squares.isfinite().all() and self.total.isfinite().all()):
+            raise UserError("embeddings hold a value that is not finite; look at the images they come from")
+        pairs = self.n * (self.n - 1) / 2  # (k,)
+        means = (self.n * self.squares - self.total.square().sum(1)) / pairs.clamp(min=1)
+        used = (means if empty == "zero" else means[pairs > 0]).cpu().numpy()
+        value, spread = (float(used.mean()), float(used.std())) if len(used) else (float("nan"), float("nan"))
+        members = f"at most {cap} random members a cluster (seed {seed})" if cap else "all members of a cluster"
+        protocol = (
+            f"Intra-LPIPS, {features or 'features not named'}: {sum(counts)} samples, {len(counts)} training images, "
+            f"{members}, {int((pairs == 0).sum())} of {len(counts)} clusters without a pair "
+            f"{'left out' if empty == 'drop' else 'counted as 0'}"
+        )
+        return IntraLPIPS(value, spread, tuple(counts), sum(n > 0 for n in counts), protocol)
+
+
+def _check(z_training: Tensor, cap: int | None, empty: str) -> None:
+    if z_training.ndim != 2 or len(z_training) == 0:
+        raise UserError(f"training images: embeddings of shape {tuple(z_training.shape)}; give at least one, (k, D)")
+    if cap is not None and cap < 2:
+        raise UserError(f"cap: {cap} given; a pair takes two, or None for all")
+    if empty not in ("drop", "zero"):
+        raise UserError(f"empty: '{empty}' given; 'drop' or 'zero'")

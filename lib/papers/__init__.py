@@ -1,0 +1,1 @@
+"""One room a paper; none imports another, all may use the baselines."""

@@ -1,0 +1,279 @@
+"""The adaptor of ANT (Wang et al., ICML 2024, Sec. 4.3): small trained layers beside the blocks of a frozen U-Net.
+
+Every block keeps its weights and gets a parallel branch: x^l = theta^l(x^(l-1)) + psi^l(x^(l-1)). The branches are
+attached to a diffusers ``UNet2DModel`` from outside, by forward hooks: its class, its weights and its state dict stay
+what they are. So gradient checkpointing, ``save_pretrained`` and samplers work as before. ``copy.deepcopy`` of the net
+copies the branches with it, but only a copy of the pair, ``copy.deepcopy((unet, adaptor))``, holds on to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lib.record.files import UserError, write_atomic
+
+HEADER = "ant-adaptor"  # entry of the safetensors header with the settings
+HEAD = "head"  # name of the branch beside conv_norm_out, activation and conv_out
+
+# The paper's nets as diffusers configurations: guided diffusion's at 256 x 256 pixels, that of Ho et al. (named in the
+# official code's configuration file), and two latent diffusion models. The last one has 8 heads at every width in the
+# original; heads do not change the number of parameters.
+_COMMON = {"layers_per_block": 2, "norm_num_groups": 32}
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "ADM 256": {
+        **_COMMON, "sample_size": 256, "in_channels": 3, "out_channels": 6, "attention_head_dim": 64,
+        "resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet",
+        "block_out_channels": (256, 256, 512, 512, 1024, 1024), "attn_norm_num_groups": 32,
+        "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
+        "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
+    },
+    "Ho et al. 256": {
+        **_COMMON, "sample_size": 256, "in_channels": 3, "out_channels": 3, "attention_head_dim": None,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+    },
+    "LDM FFHQ": {
+        **_COMMON, "sample_size": 64, "in_channels": 3, "out_channels": 3, "attention_head_dim": 32,
+        "block_out_channels": (224, 448, 672, 896),
+        "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+        "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    },
+    "LDM church": {
+        **_COMMON, "sample_size": 32, "in_channels": 4, "out_channels": 4, "attention_head_dim": 24,
+        "block_out_channels": (192, 384, 384, 768, 768),
+        "down_block_types": ("AttnDownBlock2D",) * 4 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("AttnUpBlock2D",) * 4,
+    },
+}  # fmt: skip
+
+
+class Branch(nn.Module):
+    """One psi^l: pooling, down to d channels, a transformer block over the pooled positions, and back up.
+
+    AvgPool(c), group normalisation (groups of two channels), 3x3 convolution to d channels, plus the time embedding
+    through SiLU and a linear layer where there is one, a pre-norm transformer block (MLP ratio 4, GELU), nearest
+    upsampling to the block's output, group normalisation (groups of four channels), 3x3 convolution. The order and the
+    sizes are those of the official code and of the authors' later clarifications; the paper has the bottleneck only.
+    The last convolution is zero at the start, and it alone.
+
+    Parameters
+    ----------
+    channels, out_channels
+        Of the block's input and output.
+    temb_channels
+        Of the time embedding; None without.
+    c, d, heads
+        Pooling (maps smaller than c are pooled to one position), bottleneck channels, attention heads where they
+        divide d.
+    """
+
+    seen: Tensor | None
+
+    def __init__(
+        self, channels: int, out_channels: int, temb_channels: int | None = None, c: int = 4, d: int = 8, heads: int = 4
+    ) -> None:
+        super().__init__()
+        self.c = c
+        self.norm_in = nn.GroupNorm(channels // 2 if channels % 2 == 0 else 1, channels)
+        self.down = nn.Conv2d(channels, d, 3, padding=1)
+        self.time = None if temb_channels is None else nn.Linear(temb_channels, d)
+        self.block = nn.TransformerEncoderLayer(
+            d, math.gcd(d, heads), 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.norm_out = nn.GroupNorm(d // 4 if d % 4 == 0 else 1, d)
+        self.up = nn.Conv2d(d, out_channels, 3, padding=1)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+        self.seen = None
+
+    def forward(self, x: Tensor, size: torch.Size | tuple[int, ...], temb: Tensor | None = None) -> Tensor:
+        """Return psi(x), (B, out_channels, *size), for x (B, channels, h, w) and temb (B, temb_channels)."""
+        window = [min(self.c, side) for side in x.shape[-2:]]
+        z = self.down(self.norm_in(F.avg_pool2d(x, window, ceil_mode=True)))  # (B, d, h / c, w / c)
+        if self.time is not None and temb is not None:
+            z = z + self.time(F.silu(temb))[:, :, None, None]
+        positions = self.block(z.flatten(2).transpose(1, 2))  # (B, h w / c^2, d)
+        z = positions.transpose(1, 2).reshape(z.shape)
+        return self.up(self.norm_out(F.interpolate(z, size=tuple(size), mode="nearest")))
+
+    def beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        """Forward hook of a residual or attention block."""
+        temb = args[1] if len(args) > 1 else kwargs.get("temb")
+        return output + self(args[0], output.shape[-2:], temb)
+
+    def before_head(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the input of the output head until `after_head`."""
+        self.seen = args[0]
+
+    def after_head(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of the last convolution."""
+        x, self.seen = self.seen, None
+        assert x is not None
+        return output + self(x, output.shape[-2:])
+
+
+class Adaptor(nn.Module):
+    """All branches of one U-Net; its parameters are the branches' only. Made by `attach` or `load`."""
+
+    def __init__(self, unet: UNet2DModel, c: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.settings = {"c": c, "d": d, "heads": heads}
+        self.branches = nn.ModuleDict()
+        self._handles: list[Any] = []
+        self._frozen: list[nn.Parameter] = []
+        for name, module, sizes in _sites(unet):
+            branch = Branch(*sizes, c=c, d=d, heads=heads)
+            self.branches[name] = branch
+            if name == HEAD:
+                self._handles.append(unet.conv_norm_out.register_forward_pre_hook(branch.before_head))
+                self._handles.append(module.register_forward_hook(branch.after_head))
+            else:
+                self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
+        self.to(unet.device, unet.dtype)
+
+    @classmethod
+    def attach(cls, unet: UNet2DModel, c: int = 4, d: int = 8, heads: int = 4, freeze: bool = True) -> Adaptor:
+        """Put new branches beside every residual block, every attention block and the output head of `unet`.
+
+        At the start the net's output is what it was, bit for bit.
+
+        Parameters
+        ----------
+        unet
+            The net; changed by hooks only.
+        c, d, heads
+            See :class:`Branch`. The paper has c = 4 for DDPM, c = 2 for latent diffusion, and d = 8.
+        freeze
+            Whether the net's own parameters stop requiring a gradient.
+
+        Raises
+        ------
+        UserError
+            If c, d or heads is below 1, or the net has an adaptor already.
+        """
+        for name, value in {"c": c, "d": d, "heads": heads}.items():
+            if value < 1:
+                raise UserError(f"{name}: {value!r} given; a whole number from 1")
+        hooks = (hook for _, module, _ in _sites(unet) for hook in module._forward_hooks.values())
+        if any(isinstance(getattr(hook, "__self__", None), Branch) for hook in hooks):
+            raise UserError("unet: it has an adaptor already; take that out with detach() first")
+        adaptor = cls(unet, c, d, heads)
+        if freeze:
+            adaptor._frozen = [p for p in unet.parameters() if p.requires_grad]
+            unet.requires_grad_(False)
+        return adaptor
+
+    def detach(self) -> None:
+        """Take the branches out; the net is the source again, and what `attach` froze can be trained again."""
+        for handle in self._handles:
+            handle.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._handles, self._frozen = [], []
+
+    def save(self, unet: UNet2DModel, path: Path | str) -> None:
+        """Write the branches as one safetensors file, atomically, with settings and a checksum of `unet` in its header.
+
+        Raises
+        ------
+        UserError
+            The folder cannot be written.
+        """
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        header = json.dumps({**self.settings, "net": _checksum(unet)})
+        write_atomic(Path(path), safetensors.torch.save(tensors, metadata={HEADER: header}))
+
+    @classmethod
+    def load(cls, unet: UNet2DModel, path: Path | str, freeze: bool = True) -> Adaptor:
+        """Attach the branches that `save` wrote to the net they were trained beside.
+
+        Raises
+        ------
+        UserError
+            The file is missing, damaged, no adaptor, or of another net (other shapes or other weights).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"adaptor file {path} is missing; give one that Adaptor.save wrote")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {})[HEADER])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError:
+            raise UserError(f"adaptor file {path} is truncated or damaged; save it again") from None
+        except KeyError:
+            raise UserError(f"adaptor file {path} holds something else; give one that Adaptor.save wrote") from None
+        net = header.pop("net")
+        adaptor = cls.attach(unet, **header, freeze=freeze)
+        shapes = {name: value.shape for name, value in adaptor.state_dict().items()}
+        differs = shapes != {name: value.shape for name, value in tensors.items()}
+        if differs or net != _checksum(unet):
+            adaptor.detach()
+            what = "its layers have other shapes" if differs else "that net has other weights"
+            raise UserError(f"adaptor file {path} was made for another net: {what}; give the net it was trained with")
+        adaptor.load_state_dict(tensors)
+        return adaptor
+
+
+class Share(NamedTuple):
+    """Numbers of parameters."""
+
+    adaptor: int
+    base: int
+
+    @property
+    def percent(self) -> float:
+        """Adaptor's parameters in per cent of the base's."""
+        return 100 * self.adaptor / self.base
+
+
+def share(unet_config: Mapping[str, Any], c: int = 4, d: int = 8, heads: int = 4) -> Share:
+    """Count the parameters of a U-Net and of its adaptor without allocating any of them.
+
+    Parameters
+    ----------
+    unet_config
+        Arguments of diffusers' ``UNet2DModel``, such as those in ``GEOMETRIES``.
+    c, d, heads
+        See :meth:`Adaptor.attach`; c does not change the number of parameters.
+    """
+    with torch.device("meta"):
+        unet = UNet2DModel(**unet_config)
+        base = sum(p.numel() for p in unet.parameters())
+        adaptor = Adaptor.attach(unet, c, d, heads)
+    return Share(sum(p.numel() for p in adaptor.parameters()), base)
+
+
+def _sites(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module, tuple[int, int, int | None]]]:
+    """Name, module with the hook, and channels (input, output, time embedding) of every place for a branch."""
+    for name, module in unet.named_modules():
+        key = name.replace(".", "-")  # a module's name holds no dot
+        if isinstance(module, ResnetBlock2D):
+            temb = None if module.time_emb_proj is None else module.time_emb_proj.in_features
+            yield key, module, (module.in_channels, module.conv2.out_channels, temb)
+        elif isinstance(module, Attention):
+            yield key, module, (module.query_dim, module.out_dim, None)
+    yield HEAD, unet.conv_out, (unet.conv_out.in_channels, unet.conv_out.out_channels, None)
+
+
+def _checksum(unet: UNet2DModel) -> str:
+    """SHA-256 of the net's parameters."""
+    digest = hashlib.sha256()
+    for value in unet.parameters():
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

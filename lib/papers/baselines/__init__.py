@@ -1,0 +1,1 @@
+"""Methods that the five papers compare with or build on."""

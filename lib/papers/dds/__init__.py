@@ -1,0 +1,1 @@
+"""DDS: Hertz, Aberman, Cohen-Or 2023, Delta Denoising Score."""

@@ -1,0 +1,209 @@
+"""How alike the SDS directions of two images are (Hertz, Aberman, Cohen-Or, ICCV 2023: Fig. 8; supplement, Fig. 1).
+
+The paper plots the cosine between the directions of two matched pairs (z, y) and (z_hat, y_hat), noised with the same
+t and eps, and its words allow two readings of what a direction is:
+
+- reading "a": the SDS direction, eps^omega(z_t, y) - eps
+- reading "b": the guided prediction eps^omega(z_t, y) itself
+
+A model is any ``eps = model(z_t, t, y)``, see `lib.papers.dds.method`. Its predictions for the prompt and for the null
+prompt (`Branch`) are computed once and serve both readings and every guidance scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib.ground import diffusion
+from lib.ground.batching import predict_in_batches
+from lib.ground.diffusion import Schedule
+from lib.papers.dds.gaussian import GaussianWorld
+from lib.papers.dds.method import Model, guided
+from lib.record.files import UserError
+from lib.record.parameters import non_negative
+
+READINGS = ("a", "b")
+
+# Fig. 8 (right) of the paper, Stable Diffusion with guidance 7.5. Read off the picture by us, to about 0.005; between
+# these timesteps the paper's curves are straight lines.
+FIGURE = {
+    "t": [20, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980],
+    "aligned": [0.82, 0.85, 0.90, 0.929, 0.944, 0.956, 0.966, 0.974, 0.983, 0.989, 0.994, 0.997],
+    "unaligned": [0.487, 0.56, 0.684, 0.776, 0.833, 0.874, 0.911, 0.937, 0.958, 0.972, 0.984, 0.991],
+}
+
+
+class Branch(NamedTuple):
+    """What a model predicts for b images under n noises at one timestep, (n, b, c, h, w) each; see `predict`."""
+
+    prompt: Tensor  # eps(z_t, y)
+    null: Tensor  # eps(z_t, null)
+    eps: Tensor  # the noise in z_t
+
+    def direction(self, omega: float, reading: str) -> Tensor:
+        """Return the direction under guidance omega in a reading, (n, b, c, h, w).
+
+        Raises
+        ------
+        UserError
+            Unknown reading.
+        """
+        _check_reading(reading)
+        predicted = guided(self.null, self.prompt, omega)
+        return predicted - self.eps if reading == "a" else predicted
+
+    def other_noise(self) -> Branch:
+        """Return the branch with each image's noises shifted by one: beside the original, no image shares its noise."""
+        return Branch(*(part.roll(1, dims=0) for part in self))
+
+    def other_image(self, group: int) -> Branch:
+        """Return the branch with the images shifted by one inside each run of `group` images, the noises left.
+
+        Beside the other branch of aligned pairs, whose every `group` images have one pair of prompts and one noise to
+        be added, these are unaligned pairs of the same prompts.
+
+        Raises
+        ------
+        UserError
+            The images do not fill groups of this size, or a group has a single image.
+        """
+        n, b = self.eps.shape[:2]
+        if group < 2 or b % group:
+            raise UserError(f"group: {group} given for {b} images; give a divisor of {b} that is 2 or larger")
+        return Branch(*(p.reshape(n, b // group, group, *p.shape[2:]).roll(1, dims=2).reshape(p.shape) for p in self))
+
+
+@torch.no_grad()
+def predict(
+    model: Model, schedule: Schedule, z: Tensor, y: Tensor, null: Tensor, t: int, eps: Tensor, batch: int = 256
+) -> Branch:
+    """Predict the noise in images at one timestep under several noises, with and without their prompt.
+
+    Parameters
+    ----------
+    z
+        Images (b, c, h, w).
+    y, null
+        Prompts and null prompt, (b, ...) or (1, ...).
+    t
+        Timestep of the schedule.
+    eps
+        Noises (n, b, c, h, w).
+    batch
+        Largest number of images in a call of the model.
+
+    Raises
+    ------
+    UserError
+        `eps` does not belong to `z`.
+    """
+    if eps.shape[1:] != z.shape:
+        raise UserError(f"eps: shape {tuple(eps.shape)}; give (n, b, c, h, w) with (b, c, h, w) = {tuple(z.shape)}")
+    noisy = schedule.add_noise(z, eps, t)  # (n, b, c, h, w)
+    times = torch.full(eps.shape[:2], t, device=z.device)
+    of_prompt, of_null = (predict_in_batches(model, noisy, times, prompt, batch) for prompt in (y, null))
+    return Branch(of_prompt, of_null, eps)
+
+
+def cosine(first: Branch, second: Branch, omega: float, reading: str) -> Tensor:
+    """Return the cosine, over all pixels, of the directions of two branches, (n, b); errors as `Branch.direction`."""
+    one, two = (branch.direction(omega, reading).flatten(2) for branch in (first, second))  # (n, b, c h w)
+    return torch.cosine_similarity(one, two, dim=2)
+
+
+@torch.no_grad()
+def synthesise(
+    model: Model,
+    schedule: Schedule,
+    y: Tensor,
+    null: Tensor,
+    shape: tuple[int, ...],
+    *,
+    omega: float,
+    steps: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw an image of each prompt with guidance, by ancestral sampling with x0 clamped to [-1, 1].
+
+    All noise comes from `seed`: two calls with it and other prompts give pairs from one noise, image by image.
+
+    Parameters
+    ----------
+    y, null
+        Prompts (b, ...), and the null prompt (1, ...).
+    shape
+        Of an image, (c, h, w).
+
+    Returns
+    -------
+    Tensor
+        (b, c, h, w)
+
+    Raises
+    ------
+    UserError
+        `omega` is negative, or `steps` does not fit the schedule.
+    """
+    non_negative(omega=omega)
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.cat([null.expand(y.shape), y])
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        null_eps, eps = model(torch.cat([x, x]), t.repeat(2), prompts).chunk(2)
+        return guided(null_eps, eps, omega)
+
+    start = torch.randn(len(y), *shape, generator=generator).to(device)
+    return diffusion.sample_ddpm(denoise, schedule, start, steps, generator, clip=True).clamp(-1, 1)
+
+
+def pair_world(
+    schedule: Schedule, size: int, shift: float, prompt_cosine: float, generator: torch.Generator
+) -> GaussianWorld:
+    """Return a world of four-channel images, unit variances, whose source and target prompt shift the mean alike.
+
+    Prompt 0 (null) is N(0, 1). The means of prompts 1 (source) and 2 (target) are random fields of root mean square
+    `shift`, whose cosine is `prompt_cosine`.
+    """
+    u, v = torch.randn(2, 4, size, size, generator=generator)
+    u = u / u.square().mean().sqrt()
+    v = v - (u * v).mean() * u
+    v = v / v.square().mean().sqrt()
+    mean = shift * torch.stack([0 * u, u, prompt_cosine * u + (1 - prompt_cosine**2) ** 0.5 * v])  # (3, 4, h, w)
+    return GaussianWorld(mean, torch.ones_like(mean), schedule)
+
+
+def gaussian_cosine(
+    alpha_bar: Tensor, omega: float, reading: str, likeness: float, shift: float, prompt_cosine: float
+) -> Tensor:
+    """Return the cosine in a `pair_world` in the limit of many pixels, like `alpha_bar`.
+
+    Reading "b": (sigma^2 + alpha^2 (likeness + kappa prompt_cosine)) / (sigma^2 + alpha^2 (1 + kappa)), with
+    kappa = (omega - 1)^2 shift^2; in reading "a" alpha and sigma change places.
+
+    Parameters
+    ----------
+    alpha_bar
+        Of the timesteps, any shape.
+    likeness
+        Correlation of what the two images have beside the means of their prompts.
+    shift, prompt_cosine
+        As in `pair_world`.
+
+    Raises
+    ------
+    UserError
+        Unknown reading.
+    """
+    _check_reading(reading)
+    kappa = (omega - 1) ** 2 * shift**2
+    noise, detail = (alpha_bar, 1 - alpha_bar) if reading == "a" else (1 - alpha_bar, alpha_bar)
+    return (noise + detail * (likeness + kappa * prompt_cosine)) / (noise + detail * (1 + kappa))
+
+
+def _check_reading(reading: str) -> None:
+    if reading not in READINGS:
+        raise UserError(f"reading: '{reading}' given; one of {', '.join(READINGS)}")

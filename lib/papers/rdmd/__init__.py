@@ -1,0 +1,1 @@
+"""RDMD: Rakitin, Shchekotov, Vetrov 2024, Regularized Distribution Matching Distillation."""

@@ -1,0 +1,1 @@
+"""A run: parameters in; numbers, claims, figures and provenance out."""

@@ -1,0 +1,214 @@
+"""Figures in a light and a dark version, picture grids, and sliders that need no kernel."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from cycler import cycler
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lib.record.files import UserError, write_atomic
+from lib.record.run import Run
+
+Draw = Callable[[], Figure]
+
+# Okabe and Ito's colour-blind safe palette; yellow and black left out, the blue and green lightened for dark paper.
+CYCLES = {
+    "light": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B"],
+    "dark": ["#56B4E9", "#FF8A4C", "#2CCB9C", "#E79AC6", "#F0B93A", "#A8D8F5", "#B0B0B0"],
+}
+INK = {"light": "#1a1a1a", "dark": "#e6e6e6"}
+PAPER = {"light": "#ffffff", "dark": "#14181e"}
+SLIDER_COLOURS = 96
+
+
+def style(mode: str) -> dict[Any, Any]:
+    """Return the matplotlib settings of the `light` or `dark` version."""
+    ink, paper = INK[mode], PAPER[mode]
+    return {
+        "axes.edgecolor": ink,
+        "axes.facecolor": paper,
+        "axes.grid": False,
+        "axes.labelcolor": ink,
+        "axes.prop_cycle": cycler(color=CYCLES[mode]),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": ink,
+        "axes.titlesize": 10,
+        "figure.constrained_layout.use": True,
+        "figure.dpi": 100,
+        "figure.facecolor": paper,
+        "figure.figsize": (7.0, 3.4),
+        "font.size": 9,
+        "grid.color": ink,
+        "grid.alpha": 0.2,
+        "legend.frameon": False,
+        "savefig.dpi": 160,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "companion",
+        "text.color": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+    }
+
+
+def ink() -> str:
+    """Return the foreground colour of the version being drawn."""
+    return mpl.rcParams["text.color"]
+
+
+def paper() -> str:
+    """Return the background colour of the version being drawn."""
+    return mpl.rcParams["figure.facecolor"]
+
+
+def render(draw: Draw, mode: str, kind: str) -> bytes:
+    """Draw one version of a figure and return the bytes of its `svg` or `png` file."""
+    with mpl.rc_context(style(mode)):
+        figure = draw()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def show(run: Run, name: str, draw: Draw, alt: str, kind: str = "svg") -> None:
+    """Save a figure in light and dark and show the version that suits the page.
+
+    Parameters
+    ----------
+    run
+        The notebook's run; files go to `FOLDER/figures/NOTEBOOK-NAME-{light,dark}.KIND`.
+    name
+        Short name of the figure.
+    draw
+        Called without arguments, once for each version; returns a matplotlib figure.
+    alt
+        What the figure shows, in words with numbers, for readers who do not see it.
+    kind
+        `svg` for lines and few points, `png` for images and dense clouds.
+
+    Raises
+    ------
+    UserError
+        `alt` is empty or `kind` is unknown.
+    """
+    if not alt.strip():
+        raise UserError(f"figure '{name}': alt text is empty; say in words what the figure shows")
+    if kind not in ("svg", "png"):
+        raise UserError(f"figure '{name}': kind {kind!r}; one of 'svg', 'png'")
+    tags, files = [], []
+    for mode in ("light", "dark"):
+        data = render(draw, mode, kind)
+        path = run.folder / "figures" / f"{run.notebook}-{name}-{mode}.{kind}"
+        write_atomic(path, data)
+        files.append(path.name)
+        hidden = ' style="display:none"' if mode == "dark" else ""  # where no style sheet knows the two classes
+        tags.append(f'<img class="only-{mode}"{hidden} alt="{html.escape(alt)}" src="{_data_uri(data, kind)}">')
+    run.figures[name] = {"alt": alt, "files": files}
+    markup = f'<div class="companion-figure">{"".join(tags)}</div>'
+    display({"text/html": markup, "text/plain": f"Figure {name}: {alt}"}, raw=True)
+
+
+def image_grid(
+    images: torch.Tensor | np.ndarray,
+    ncols: int,
+    titles: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    cell: float = 0.7,
+) -> Figure:
+    """Return a grid of images.
+
+    Parameters
+    ----------
+    images
+        (n, c, h, w) in [-1, 1], c = 1 or 3, filled row by row.
+    ncols
+        Images a row.
+    titles
+        One a column, above the first row.
+    row_labels
+        One a row, at the left.
+    cell
+        Side of one image in inches.
+    """
+    array = torch.as_tensor(images).detach().float().cpu().clamp(-1, 1).numpy()  # (n, c, h, w)
+    array = (array.transpose(0, 2, 3, 1) + 1) / 2  # (n, h, w, c) in [0, 1]
+    nrows = -(-len(array) // ncols)
+    figure, axes = plt.subplots(nrows, ncols, figsize=(cell * ncols + 0.4, cell * nrows + 0.3), squeeze=False)
+    for index, axis in enumerate(axes.flat):
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        if index < len(array):
+            image = array[index]
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray_r", vmin=0, vmax=1)
+    for axis, title in zip(axes[0], titles or [], strict=False):
+        axis.set_title(title, fontsize=8)
+    for axis, label in zip(axes[:, 0], row_labels or [], strict=False):
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def slider(run: Run, name: str, frames: Sequence[tuple[str, Draw]], description: str, alt: Sequence[str]) -> None:
+    """Show a slider over precomputed pictures, linked in the browser: it works live and in the built book.
+
+    Parameters
+    ----------
+    run
+        The notebook's run.
+    name
+        Short name of the slider.
+    frames
+        (label, draw) for each position; `draw` as in `show`, about 4 x 3 inches.
+    description
+        What the slider changes, e.g. `lambda`.
+    alt
+        Words for each frame.
+
+    Raises
+    ------
+    UserError
+        The numbers of frames and of alt texts differ.
+    """
+    if len(frames) != len(alt):
+        raise UserError(f"slider '{name}': {len(frames)} frames but {len(alt)} alt texts; give one each")
+    pictures = []
+    for (_, draw), words in zip(frames, alt, strict=True):
+        data = _smaller(render(draw, "light", "png"))
+        tag = f'<img class="slider-frame" alt="{html.escape(words)}" src="{_data_uri(data, "png")}">'
+        pictures.append(ipywidgets.HTML(tag))
+    stack = ipywidgets.Stack(pictures, selected_index=0)
+    bar = ipywidgets.SelectionSlider(
+        options=[label for label, _ in frames],
+        index=0,
+        description=description,
+        continuous_update=True,
+        layout=ipywidgets.Layout(width="100%", max_width="500px"),
+    )
+    ipywidgets.jslink((bar, "index"), (stack, "selected_index"))
+    run.figures[name] = {"alt": list(alt), "files": []}
+    display(ipywidgets.VBox([bar, stack]))
+
+
+def _smaller(png: bytes) -> bytes:
+    """Reduce a PNG to a palette: every frame of a slider is embedded in the page."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(SLIDER_COLOURS).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    """Return file bytes as a data URI."""
+    media = "image/svg+xml" if kind == "svg" else "image/png"
+    return f"data:{media};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,242 @@
+"""A notebook's run: checked parameters in, numbers, claims, figures and provenance out, in one JSON file."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from IPython.display import display
+
+from lib.record import claims
+from lib.record.files import ROOT, SCHEMA, UserError, read_results, write_atomic
+from lib.record.parameters import ParameterError, validate
+
+__all__ = ["ROOT", "SCHEMA", "ParameterError", "Run", "UserError", "read_results", "start", "write_atomic"]
+
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
+KEPT_VALUES = 200
+
+
+def start(notebook: str, namespace: dict[str, Any]) -> Run:
+    """Check the parameters of a notebook and begin its record; the first call of every notebook.
+
+    Parameters
+    ----------
+    notebook
+        Name of the notebook without extension, e.g. `10_rdmd_2d`.
+    namespace
+        The notebook's `globals()`.
+
+    Raises
+    ------
+    ParameterError
+        A parameter is unknown or wrong.
+    UserError
+        The output folder cannot be written.
+    """
+    return Run(notebook, validate(namespace))
+
+
+class Run:
+    """One run of one notebook; see `start`.
+
+    Attributes
+    ----------
+    parameters
+        The checked parameters, one attribute each.
+    folder
+        Output folder: `runs/PROFILE`, or the parameter `out`.
+    artefacts
+        Folder of trained models that notebooks share.
+    device
+        torch.device of the run.
+    """
+
+    def __init__(self, notebook: str, parameters: Any) -> None:
+        self.notebook = notebook
+        self.parameters = parameters
+        self.folder = Path(parameters.out).expanduser() if parameters.out else ROOT / "runs" / parameters.profile
+        self.artefacts = self.folder / "artefacts"
+        self.device = self._device()
+        self.numbers: dict[str, Any] = {}
+        self.tables: dict[str, Any] = {}
+        self.notes: dict[str, str] = {}  # of tables
+        self.claims: dict[str, Any] = {}
+        self.figures: dict[str, Any] = {}
+        self._began = time.perf_counter()
+        self._entries = claims.load(ROOT / "claims.yaml")
+        probe = self.folder / f".{notebook}.writable"  # refuse an unwritable folder before the work, not after
+        write_atomic(probe, "")
+        probe.unlink()
+        torch.manual_seed(parameters.seed)
+        np.random.seed(parameters.seed)
+        shown = ", ".join(f"{name} = {value!r}" for name, value in vars(parameters).items())
+        print(f"{notebook} on {self.device.type}: {shown}")
+
+    def _device(self) -> torch.device:
+        asked = self.parameters.device
+        if asked == "auto":
+            large = self.parameters.profile in ("gpu", "paper")
+            asked = "cuda" if large and torch.cuda.is_available() else "cpu"
+        return torch.device(asked)
+
+    @property
+    def seed_list(self) -> list[int]:
+        """Return the seeds of this run, `seeds` consecutive numbers from `seed`."""
+        return list(range(self.parameters.seed, self.parameters.seed + self.parameters.seeds))
+
+    def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> str:
+        """Record a measured number (or its values over seeds); pages of the book quote it by `key`.
+
+        Returns
+        -------
+        str
+            Mean and 95 % interval as text.
+        """
+        array = np.atleast_1d(np.asarray(values, dtype=float))
+        spread = claims.interval(array)
+        kept = {"values": array.tolist()} if 1 < len(array) <= KEPT_VALUES and spread["mean"] is not None else {}
+        self.numbers[key] = {**spread, "unit": unit, "text": claims.text(spread, unit, digits), **kept}
+        return self.numbers[key]["text"]
+
+    def table(self, name: str, rows: list[dict[str, Any]], note: str = "") -> None:
+        """Record a table (flat rows with equal keys) and show it, with the protocol of its numbers below as `note`."""
+        self.tables[name] = rows
+        if note:
+            self.notes[name] = note
+        cells = [[claims.number(v) if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+        head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in cells)
+        below = f'<p class="results-note">{html.escape(note)}</p>' if note else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        markup = f'<div class="results-table">{table}</div>{below}'
+        plain = "\n".join("  ".join(line) for line in [[str(key) for key in rows[0]], *cells]) + f"\n{note}".rstrip()
+        display({"text/html": markup, "text/plain": plain}, raw=True)
+
+    def claim(self, claim_id: str, **measured: Any) -> None:
+        """Judge a claim by its checks in claims.yaml and show its card.
+
+        Parameters
+        ----------
+        claim_id
+            Id in claims.yaml, e.g. `R1`.
+        **measured
+            For every check of the claim its number or its 1-D values over seeds.
+
+        Raises
+        ------
+        UserError
+            Unknown claim, a check that was not measured, or an unknown check.
+        """
+        self._card(claim_id, claims.judge(claim_id, self._entry(claim_id), measured))
+
+    def not_tested(self, claim_id: str, reason: str) -> None:
+        """Show the card of a claim that this run could not test, with what it would need.
+
+        Raises
+        ------
+        UserError
+            Unknown claim.
+        """
+        self._card(claim_id, claims.not_tested(self._entry(claim_id), reason))
+
+    def _entry(self, claim_id: str) -> dict[str, Any]:
+        if claim_id not in self._entries:
+            raise UserError(f"claim '{claim_id}' is not in claims.yaml")
+        return self._entries[claim_id]
+
+    def _card(self, claim_id: str, judged: dict[str, Any]) -> None:
+        self.claims[claim_id] = judged
+        card, words = claims.card(claim_id, judged), claims.card_text(claim_id, judged)
+        display({"text/html": card, "text/plain": words}, raw=True)
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the numbers come from: commit, versions, hardware, seed, seconds, memory."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**3 if sys.platform == "darwin" else 1024**2)
+        gpu = torch.cuda.is_available() and self.device.type == "cuda"
+        return {
+            "profile": self.parameters.profile,
+            "seed": self.parameters.seed,
+            **_commit(),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "hardware": {
+                "cpu": _cpu_name(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name() if gpu else None,
+            },
+            "seconds": round(time.perf_counter() - self._began, 1),
+            "peak_memory_gb": round(peak, 2),
+            "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1024**3, 2) if gpu else None,
+            "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        }
+
+    def finish(self) -> None:
+        """Write `FOLDER/results/NOTEBOOK.json` and print the provenance; the last call of every notebook."""
+        provenance = self.provenance()
+        results = {
+            "schema": SCHEMA,
+            "notebook": self.notebook,
+            "parameters": {name: value for name, value in vars(self.parameters).items() if name != "out"},
+            "numbers": self.numbers,
+            "tables": self.tables,
+            "notes": self.notes,
+            "claims": self.claims,
+            "figures": self.figures,
+            "provenance": provenance,
+        }
+        path = self.folder / "results" / f"{self.notebook}.json"
+        write_atomic(path, json.dumps(results, indent=1, allow_nan=False, default=_plain) + "\n")
+        state = f"{provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
+        versions = ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
+        where = provenance["hardware"]["gpu"] or provenance["hardware"]["cpu"]
+        print(
+            f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, commit {state}\n"
+            f"{where}, {provenance['hardware']['threads']} thread(s); {versions}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy and torch numbers into plain ones for JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be recorded")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def _commit() -> dict[str, Any]:
+    """Return commit and state of the working tree; outside a git checkout the commit is unknown."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "unknown", "dirty": False}
+
+
+def _cpu_name() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""The data in the repository, its judges, and the models trained on it."""

@@ -1,0 +1,217 @@
+# ---
+# jupyter:
+#   companion:
+#     needs: [50_source]
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Your own images
+#
+# ## Question
+# You have ten images, or a thousand, and a diffusion model of something else. What do the methods of this companion
+# make of them, and what will it cost?
+
+# %% [markdown]
+# ## Claim
+# This notebook judges none. It is the way to test two of them at the paper's size, with the profile `paper` and the job
+# files in `notebooks/own_images/jobs`:
+#
+# - **S2** (SDFT): with MetFaces or AAHQ as target, `method` SDFT against naive, at equal steps;
+# - **A3** (ANT): with the ten images of a task as target, `method` ANT against "ANT without noise", adaptor and naive.
+
+# %% [markdown]
+# ## Method
+# One job takes a source model and images; it leaves a folder with the adapted model, its samples, a sample sheet, a
+# file of metrics, curves for TensorBoard and checkpoints. Stopped at any time and started again, it goes on.
+#
+# `source` and `images` are folders or ids of the Hugging Face hub. Without `images` the example writes ten handwritten
+# digits into a folder first and takes the model of printed digits from `50_source`; from there on everything is as it
+# would be for yours. Values that are left at `None` are those of the method's paper; the digits have smaller ones,
+# chosen on seeds from 1000 upwards.
+
+# %% tags=["parameters"]
+from pydantic import NonNegativeInt, PositiveInt
+
+from lib.jobs.settings import OptionalCount, OptionalFloat, OptionalInt, OptionalStr
+
+profile: str = "cpu"  # smoke, cpu, gpu or paper
+seed: NonNegativeInt = 20  # of everything random
+device: str = "auto"  # auto, cpu, cuda
+out: str = ""  # folder of the notebook's own results; empty: runs/PROFILE
+images: str = ""  # your images: folder, data set on disk, or id of one on the hub; empty: ten handwritten digits
+source: str = ""  # model to start from: folder in diffusers' layout or id on the hub; empty: the one of 50_source
+model: str = ""  # folder that the job fills; empty: artefacts/own-job in the run's folder
+reference: str = ""  # more images like yours, for FID, KID, precision and recall
+method: str = "SDFT"  # naive, SDFT, adaptor, ANT without noise, ANT
+steps: OptionalInt = None
+batch: OptionalInt = None  # images a step, over all processes
+lr: OptionalFloat = None  # learning rate of AdamW
+ema: OptionalFloat = None  # decay of averaged weights, which are then the result
+lambda_distill: OptionalFloat = None  # SDFT
+lambda_aux: OptionalFloat = None
+gamma_distill: OptionalFloat = None
+gamma_aux: OptionalFloat = None
+dropout: OptionalFloat = None  # of the student in training; SDFT and naive
+gamma: OptionalFloat = None  # ANT: strength of the guidance
+omega: OptionalFloat = None  # step of the ascent on the noise
+J: OptionalCount = None  # its steps
+d: OptionalInt = None  # channels of the adaptor's bottleneck
+samples: OptionalInt = None
+sampler: OptionalStr = None  # ddim or ancestral
+sampling_steps: OptionalInt = None
+grid_every: OptionalCount = None  # steps between pictures in the logs
+score_every: OptionalCount = None  # steps between KIDs against the reference; the best model is then kept, too
+precision: str = "no"  # no or bf16
+accumulate: PositiveInt = 1  # passes a step, for less memory
+gradient_checkpointing: bool = False  # less memory still, a third more time
+processes: PositiveInt = 1  # GPUs, or processes on CPUs
+damaged: str = "refuse"  # or skip: what to do about files that cannot be read
+recursive: bool = False  # read sub-folders, too
+split: str = "train"  # of a data set
+column: str = ""  # of a data set, with the images; empty: the only one
+source_steps: PositiveInt = 1600  # training steps of the model of digits, if there is none yet
+judge_steps: PositiveInt = 400  # training steps of the classifier of digits, if there is none yet
+
+# %%
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from lib.ground import folder
+from lib.jobs import estimate, hub, job, report, settings
+from lib.record import figures, run as record
+from lib.worlds import digits as data, judge as metrics
+from lib.worlds.sources import shared
+
+run = record.start("67_own_images", globals())
+p = run.parameters
+
+# %% [markdown]
+# ### What a method costs
+# Passes of one image through the network in one step of each method, forward and backward, and through the classifier,
+# at the paper's settings. ANT needs many a step, and few steps.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for name in settings.METHODS:
+    example = settings.settings(method=name, source="model", images="images", out="job")
+    forward, backward, classifier = estimate.passes(example)
+    print(f"{name:18} {forward:3} forward {backward:3} backward {classifier:2} classifier, {example.steps:6,} steps")
+
+# %% [markdown]
+# ### Settings
+# Without `images`, the digits.
+
+# %%
+place = Path(p.model) if p.model else run.artefacts / "own-job"
+small = {}
+if not p.images:
+    unet, schedule, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+    digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
+    report.write_images(run.folder / "ten-digits", digits)
+    small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}
+    small |= {"samples": 100, "sampler": "ancestral", "sampling_steps": 20}
+    small |= {"flip": False, "judge": str(run.artefacts / "classifier"), "device": run.device.type}
+    shutil.rmtree(place, ignore_errors=True)  # an example is done anew each time
+
+# %%
+given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
+given |= {"images": p.images or str(run.folder / "ten-digits"), "out": str(place)}
+given |= {"source": p.source or str(run.artefacts / "source")}
+if not p.images:
+    given |= {"device": run.device.type}
+chosen = settings.settings(**small | given)
+start = hub.source(chosen.source, job.device_of(chosen))
+print(f"{len(job.images(chosen, start).names)} images")
+cost = job.estimate(chosen, start)
+print(cost)
+
+# %% [markdown]
+# ### The job
+# The same as `python -m lib.jobs.job FOLDER/job.json` in a terminal. With more processes than one, this is what
+# happens: a kernel that has touched the GPU cannot be split.
+
+# %%
+result = job.run(chosen)
+
+# %% [markdown]
+# ## Result
+# The first noises of the seed, not selected. Upper row: what the source makes of a noise; middle: what the student
+# makes of the same one; below: the training image that is nearest to it, to see what was copied.
+
+# %%
+pictures = load_file(place / report.SHEET)
+distance = result["nearest_training_distance"]
+figures.show(
+    run,
+    "sheet",
+    lambda: report.sheet(pictures),
+    alt=f"Three rows of eight pictures: samples of the source, samples of the student ({chosen.method}, "
+    f"{chosen.steps} steps) from the same noise, and the nearest of {result['images']['n']} training images, on "
+    f"average {distance['mean']:.2f} away in root-mean-square pixel distance.",
+    kind="png",
+)
+
+# %% [markdown]
+# A metric stands with its protocol, or with the reason why there is none.
+
+# %%
+rows = [{"metric": "distance to the nearest training image", "value": distance["mean"], "note": distance["protocol"]}]
+for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
+    found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
+    rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
+run.table("metrics", rows)
+
+# %%
+run.number("nearest_training_distance", distance["mean"])
+run.number("seconds_per_step", result["training"]["seconds"] / chosen.steps, unit="s")
+run.number("predicted_seconds_per_step", cost.seconds_per_step, unit="s")
+run.number("images", result["images"]["n"])
+run.number("steps", chosen.steps)
+if result["intra_lpips"]:
+    run.number("intra_lpips", result["intra_lpips"]["value"])
+if distance["among_training"] is not None:
+    run.number("distance_among_training", distance["among_training"])
+
+# %% [markdown]
+# For the digits there is a judge: how many of the samples does it take for handwritten, and how many show one of the
+# five classes that the ten images lack?
+
+# %%
+if not p.images:
+    drawn = folder.images(place / "samples", judge.size, channels=1)
+    verdicts = metrics.judge(judge, drawn)
+    lacking = [digit for digit in range(10) if digit not in data.KEPT]
+    print("taken for handwritten:", run.number("realism", metrics.realism(verdicts)))
+    print("handwritten, of a class that is missing:", run.number("coverage", metrics.coverage(verdicts, lacking)))
+
+# %% [markdown]
+# The folder has everything: `DDPMPipeline.from_pretrained(FOLDER / "model")` loads the student, or for the methods with
+# an adaptor the source, beside which `lib.jobs.job.load(FOLDER / "model")` puts the adaptor.
+
+# %%
+print(*sorted(path.name for path in place.iterdir() if not path.name.startswith(".")), sep="\n")
+
+# %% [markdown]
+# ## Limits
+# - One job is one run of one seed: its numbers have no interval. Compare methods over several seeds.
+# - Ten digits of 16 x 16 pixels show that the path works. How the methods differ is the subject of `60_finetune` and
+#   `62_ant`.
+# - FID on few images is biased upwards; KID is not, but it is noisy. Intra-LPIPS is high for a source that was not
+#   adapted at all: read it beside a distance to the target.
+# - The hours of the estimate are those of this machine, for one process.
+# - The paper's sources were trained on FFHQ. The job files take the nearest one that diffusers can load, CelebA-HQ, and
+#   say so; numbers of such a job are not the paper's.
+
+# %%
+run.finish()

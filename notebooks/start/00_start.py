@@ -1,0 +1,191 @@
+# ---
+# jupyter:
+#   companion:
+#     needs: [50_source]
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# Each notebook of this companion takes claims of one paper, measures them, and says whether they stand. This one shows
+# how to read that, how to change an experiment, and how to put in your own images.
+#
+# ## Question
+#
+# How do I read a result here, and how do I run a method on my own images?
+
+# %% tags=["parameters"]
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+profile: str = "cpu"  # smoke, cpu, gpu or paper
+seed: NonNegativeInt = 0  # first seed
+device: str = "auto"  # auto, cpu, cuda
+out: str = ""  # output folder; empty: runs/PROFILE
+images: str = ""  # folder of your images; empty: ten handwritten digits
+model: str = ""  # folder of a diffusers DDPM to start from; empty: the one of 50_source
+steps: PositiveInt = 120  # fine-tuning steps
+batch: PositiveInt = 16  # images a step
+learning_rate: PositiveFloat = 1e-4  # of AdamW
+lambda_sdft: NonNegativeFloat = 1.0  # weight of both distillation terms; 0 is naive fine-tuning
+samples: PositiveInt = 12  # pictures to draw
+sampling_steps: PositiveInt = 20  # of ancestral sampling
+
+# %% [markdown]
+# The cell above holds every parameter, with its type and its default. Papermill replaces them
+# (`-p steps 50`, or a whole profile with `-f NAME.gpu.yaml`). The next cell checks them before
+# anything is computed: an unknown name, a wrong type or a value out of range is refused in one line.
+
+# %%
+from lib.ground import diffusion, folder, nets
+from lib.papers.sdft import method as sdft
+from lib.record import claims, figures, run as record
+from lib.worlds import digits as data, sources as source
+from lib.ground.train import train
+
+run = record.start("00_start", globals())
+p = run.parameters
+
+# %% [markdown]
+# ## Claim
+#
+# This notebook tests no claim of a paper. To show how the others do, here is a claim about dice, in the form in which
+# `claims.yaml` holds every claim: a sentence, and *checks* with a rule and a value that were written down before the
+# run. A check that belongs to a *control* is a run in which the effect must be absent.
+
+# %%
+dice = {
+    "paper": "Dice",
+    "where": "an example",
+    "claim": "The mean of a fair die is 3.5; a loaded die gives itself away.",
+    "expected": "3.5",
+    "checks": [
+        {"name": "fair", "what": "mean of 600 throws", "rule": "equal", "value": 3.5, "tolerance": 0.1, "trend": True},
+        {"name": "loaded", "what": "the same, loaded", "rule": "above", "value": 3.6, "role": "control"},
+    ],
+}
+
+# %% [markdown]
+# The rules are `equal` (the mean lies within the tolerance), `above` and `below` (the whole 95 % interval lies on that
+# side). From the checks follows the verdict: *reproduced* if all hold, *trend only* if only those marked as trend and
+# the controls do, *not reproduced* otherwise. Ten seeds, then the card:
+
+# %%
+import numpy as np
+from IPython.display import HTML
+
+faces, loads = np.arange(1, 7), np.array([1, 1, 1, 1, 1, 2]) / 7
+throw = [np.random.default_rng(s) for s in range(10)]
+measured = {
+    "fair": [generator.choice(faces, 600).mean() for generator in throw],
+    "loaded": [generator.choice(faces, 600, p=loads).mean() for generator in throw],
+}
+judged = claims.judge("Z0", dice, measured)
+HTML(claims.card("Z0", judged))
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print(claims.card_text("Z0", judged))
+
+# %% [markdown]
+# ## Method
+#
+# Now your own images. The methods are plain functions on tensors, and a model is any callable `eps = model(x_t, t)`.
+# Without the parameters `images` and `model` the example takes ten handwritten digits, written to a folder as files
+# first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
+
+# %%
+import copy
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+
+mine = Path(p.images) if p.images else run.folder / "own_images"
+if not p.images:
+    digits = data.limited(data.handwritten(), n=10, seed=p.seed)
+    mine.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(digits.images):
+        save_image((image + 1) / 2, mine / f"{i}.png")
+
+# %% [markdown]
+# Source, student (a copy of it), schedule, images: that is all a fine-tuning needs. `folder.images` takes files of any
+# size and mode.
+
+# %%
+start = Path(p.model) if p.model else run.artefacts / "source"
+known = p.model or start.exists()
+unet, schedule = source.load(start, run.device) if known else source.source_model(start, device=run.device)
+student = copy.deepcopy(unet).train().requires_grad_(True)
+optimizer = torch.optim.AdamW(student.parameters(), lr=p.learning_rate)
+own = folder.images(mine, size=unet.config.sample_size, channels=unet.config.in_channels).to(run.device)
+print(f"{len(own)} images of {tuple(own.shape[1:])}, a model of {nets.parameter_count(unet) / 1e6:.2f} M parameters")
+
+# %% [markdown]
+# A batch is drawn from one generator, so that a run that was stopped goes on bit for bit. A step computes the loss
+# of SDFT and updates the student. The loop does the rest: progress, checkpoints in `folder=...`, resuming.
+
+
+# %%
+def sample(generator):
+    x0 = own[torch.randint(len(own), (p.batch,), generator=generator).to(own.device)]
+    t = torch.randint(schedule.T, (p.batch,), generator=generator)
+    return x0, t.to(own.device), torch.randn(x0.shape, generator=generator).to(own.device)
+
+
+def step(drawn):
+    models = nets.eps_model(student), nets.eps_model(unet)
+    loss, parts = sdft.loss(*models, schedule, *drawn, lambda_distill=p.lambda_sdft, lambda_aux=p.lambda_sdft)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return parts
+
+
+# %%
+history = train(step, sample, {"student": student}, {"student": optimizer}, steps=p.steps, seed=p.seed)
+student.eval().save_pretrained(run.artefacts / "own" / "unet")
+
+# %% [markdown]
+# ## Result
+#
+# Source and student draw from the same noise. What the student keeps of the source's picture, and what it takes from
+# your images, is the subject of `60_finetune`.
+
+# %%
+shape = (p.samples, *own.shape[1:])
+noise = torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
+drawn = []
+for net in (unet, student):
+    later = torch.Generator().manual_seed(p.seed)  # the same noise at every step, too
+    options = {"steps": p.sampling_steps, "generator": later, "clip": True}
+    drawn.append(diffusion.sample_ddpm(nets.eps_model(net), schedule, noise, **options))
+shown = torch.cat([own[torch.arange(p.samples) % len(own)], *drawn]).clamp(-1, 1)
+figures.show(
+    run,
+    "own-images",
+    lambda: figures.image_grid(shown, ncols=p.samples, row_labels=["yours", "source", "student"]),
+    alt=f"Three rows of {p.samples} pictures: your images, samples of the source model, and samples of the student "
+    f"after {p.steps} steps from the same noise.",
+    kind="png",
+)
+
+# %% [markdown]
+# The student lies in `artefacts/own/unet` of the run's folder; `UNet2DModel.from_pretrained` loads it.
+#
+# ## Limits
+#
+# A few steps on ten small pictures show that the path works, no more. Numbers with intervals, seeds and controls are in
+# the notebooks that follow; how long each takes at which profile is on the book's cost page.
+
+# %%
+run.number("seconds_per_step", history.seconds / p.steps, unit="s")
+run.finish()

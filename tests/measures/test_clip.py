@@ -1,0 +1,134 @@
+"""CLIP on a tiny random model whose files the test writes itself; no network."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from lib.ground import diffusion, nets
+from lib.measures import clip as clips
+from lib.papers.baselines import asyrp
+from lib.record.files import UserError
+
+SIZE = 16
+
+
+def write_tiny_clip(folder) -> None:
+    """Save a CLIP of a few thousand random weights, with a tokenizer that knows single letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789-"
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer({word: i for i, word in enumerate(words)}, []).save_pretrained(folder)
+    size = {"crop_size": {"height": SIZE, "width": SIZE}, "size": {"shortest_edge": SIZE}}
+    CLIPImageProcessor(**size).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    text |= {"pad_token_id": len(words) - 1, "max_position_embeddings": 40}
+    torch.manual_seed(0)
+    vision = {**small, "image_size": SIZE, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip")
+    write_tiny_clip(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(folder) -> clips.Clip:
+    return clips.load(str(folder))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_image_features_equal_those_of_the_processor_and_model(clip, folder, images):
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    pixels = processor(images=(images + 1) / 2, do_rescale=False, return_tensors="pt")["pixel_values"]
+    expected = F.normalize(clip.model.get_image_features(pixel_values=pixels).pooler_output, dim=1)
+    torch.testing.assert_close(clip.images(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_similarity_is_the_cosine_that_clip_itself_reports(clip, images):
+    pixels = ((images + 1) / 2 - clip.mean) / clip.std
+    tokens = clip.tokenizer(["a red face"], return_tensors="pt")
+    output = clip.model(pixel_values=pixels, **tokens)
+    expected = output.logits_per_image[:, 0] / clip.model.logit_scale.exp()
+    torch.testing.assert_close(clips.similarity(clip, images, "a red face"), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_are_averaged_over_templates(clip):
+    single = [clip.text("face", [template]) for template in ("{}", "a {}")]
+    torch.testing.assert_close(clip.text("face", ("{}", "a {}")), F.normalize(sum(single) / 2, dim=0))
+    assert not torch.equal(single[0], single[1])
+
+
+def test_grey_and_larger_images_are_adapted(clip, images):
+    grey = images[:, :1]
+    torch.testing.assert_close(clip.images(grey), clip.images(grey.expand(-1, 3, -1, -1)))
+    assert clip.images(F.interpolate(images, size=40)).shape == (3, 8)
+    torch.testing.assert_close(clip.images(images), torch.cat([clip.images(x[None]) for x in images]))
+
+
+def test_direction_loss_against_its_formula(clip, images):
+    edited = (0.5 * images).requires_grad_()
+    loss = clips.direction_loss(clip, edited, images, "young face", "face", ("{}",))
+    text = clip.text("young face", ("{}",)) - clip.text("face", ("{}",))
+    change = clip.images(edited) - clip.images(images)
+    expected = [1 - (a @ text / (a.norm() * text.norm())).item() for a in change]
+    assert loss.tolist() == pytest.approx(expected, abs=1e-5)
+    loss.sum().backward()
+    assert edited.grad is not None
+    assert edited.grad.abs().sum() > 0
+    torch.testing.assert_close(clips.direction_loss(clip, images, images, "young face", "face"), torch.ones(3))
+
+
+def test_objective_is_the_logarithm_and_leaves_clip_without_gradient(clip, images):
+    edited = (-images).requires_grad_()
+    loss = clips.direction_loss(clip, edited, images, "young face", "face")
+    value = clips.toward(clip, "young face", "face")(edited, images)
+    assert value.item() == pytest.approx(sum(-math.log((2 - v) / 2) for v in loss.tolist()) / 3, rel=1e-4)
+    value.backward()
+    assert edited.grad is not None
+    assert all(p.grad is None for p in clip.model.parameters())
+
+
+def test_a_direction_is_learned_with_clip(clip, images):
+    torch.manual_seed(0)
+    unet, schedule = nets.small_unet(size=8, channels=(8, 32), groups=4, image_channels=3), diffusion.linear()
+    small = F.interpolate(images, size=8)
+    settings = {"steps": 2, "t_edit": 500, "walks": 2, "seed": 1, "progress": False}
+    block, history = asyrp.learn(unet, schedule, small, clips.toward(clip, "young face", "face"), **settings)
+    before = asyrp.delta_block(unet, seed=1)
+    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), block.parameters(), strict=True))
+    assert all(0 <= value <= 13.9 for value in history.values["attribute"])  # between no loss and the opposite edit
+
+
+def test_folder_is_scored_in_parts_and_sorted(clip, images, tmp_path):
+    for name, x in zip("cab", images, strict=True):
+        Image.fromarray(((x + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
+    expected = dict(zip("cab", clips.similarity(clip, images, "face").tolist(), strict=True))
+    files, scores = clips.score_folder(clip, tmp_path, "face", batch=2)
+    assert [file.stem for file in files] == sorted(expected, key=expected.get, reverse=True)
+    assert scores.tolist() == pytest.approx(sorted(expected.values(), reverse=True), abs=2e-3)  # 8-bit files
+    with pytest.raises(UserError, match="missing or holds no image"):
+        clips.score_folder(clip, tmp_path / "none", "face")
+
+
+def test_errors_name_what_is_wrong(clip, images, tmp_path):
+    with pytest.raises(UserError, match=r"clip: cannot load .*openai/clip-vit-base-patch16.*MIT"):
+        clips.load(str(tmp_path))
+    with pytest.raises(UserError, match="images: shape"):
+        clips.similarity(clip, images[:, :2], "face")
+    with pytest.raises(UserError, match="prompt"):
+        clips.similarity(clip, images, " ")
+    with pytest.raises(UserError, match="target"):
+        clips.toward(clip, "face", "face")
