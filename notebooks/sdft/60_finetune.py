@@ -108,10 +108,7 @@ print({name: f"{parts[name]:.2f}" for name in ("distill", "aux")})
 
 # %%
 arms = experiments.arms(p)
-rows = [
-    experiments.limited_data(seed, p, *world)
-    for seed in tqdm(run.seed_list)
-]
+rows = [experiments.limited_data(seed, p, *world) for seed in tqdm(run.seed_list)]
 found = experiments.collect(rows)  # an arm: (seeds, checkpoints, measures)
 
 # %% tags=["hide-input"]
@@ -228,11 +225,7 @@ run.table(
 # seed.
 
 # %%
-matched = {
-    name: experiments.matched(found[name][..., :2], found["naive"][..., :2])
-    for name in arms
-    if name != "naive"
-}
+matched = {name: experiments.matched(found[name][..., :2], found["naive"][..., :2]) for name in arms if name != "naive"}
 gain = found["SDFT"][:, -1] - found["naive"][:, -1]  # (seeds, measures)
 
 # %% tags=["hide-input"]

@@ -115,10 +115,7 @@ print(f"inputs: from {len(held_out.labels)} printed digits of {held_out.labels.u
 # the source than any held-out printed digit.
 
 # %%
-rows = [
-    experiments.translations(seed, p, *world)
-    for seed in tqdm(run.seed_list)
-]
+rows = [experiments.translations(seed, p, *world) for seed in tqdm(run.seed_list)]
 found, first = experiments.collect(rows), rows[0]
 
 # %% tags=["hide-input"]

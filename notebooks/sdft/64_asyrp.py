@@ -114,10 +114,7 @@ print(f"edited steps of the default walk: {[t for t, _ in walk if t >= 500]}")
 # does there shows how much of the source's h-space survived.
 
 # %%
-rows = [
-    experiments.edits(seed, p, *world)
-    for seed in tqdm(run.seed_list)
-]
+rows = [experiments.edits(seed, p, *world) for seed in tqdm(run.seed_list)]
 found, first = experiments.collect(rows), rows[0]
 
 # %% tags=["hide-input"]

@@ -81,10 +81,7 @@ print(f"prompt: {len(prompts.labels) // 10} printed digits")
 # `selection` trains one scorer and ranks the whole collection for each of the ten classes.
 
 # %%
-rows = [
-    experiments.selection(seed, p, run.device)
-    for seed in tqdm(run.seed_list)
-]
+rows = [experiments.selection(seed, p, run.device) for seed in tqdm(run.seed_list)]
 found, first = experiments.collect(rows), rows[0]  # by class: (seeds, 10)
 selected = experiments.selected(p.share, total)
 

@@ -58,8 +58,9 @@ def sdedit(
     """SDEdit: noise the inputs up to timestep `start`, sample from there (Meng et al. 2022, Alg. 2); 0 keeps them."""
     if start == 0:
         return x0
+    levels = trajectory(schedule, steps, start)
     x = schedule.add_noise(x0, draw_like(x0, generator), start)
-    for t, previous in trajectory(schedule, steps, start):
+    for t, previous in levels:
         x = step(model, schedule, x, t, previous, generator, eta, clip)
     return x
 
