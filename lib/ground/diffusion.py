@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from tqdm.auto import tqdm
 
 from lib.record.files import UserError
 
 Model = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, float], Tensor]
+_TABLES = WeakTensorKeyDictionary()  # of `Schedule.at`: values -> their copies by device and type
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +69,10 @@ class Schedule:
 
     def at(self, values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
         """Entries ``values[t]`` in the type and on the device of `x`, shaped to multiply a batch like `x`."""
-        t = torch.as_tensor(t, device=x.device)
-        picked = values.to(x.device, x.dtype)[t]
+        tables, kind = _TABLES.setdefault(values, {}), (x.device, x.dtype)
+        if kind not in tables:  # a copy at every call would stop a GPU at every step
+            tables[kind] = values.to(*kind)
+        picked = tables[kind][torch.as_tensor(t, device=x.device)]
         return picked.reshape(picked.shape + (1,) * (x.ndim - picked.ndim))  # (B,) -> (B, 1, ...)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
@@ -234,7 +238,7 @@ def sample(
     With a generator: ancestral sampling, with fresh noise at every step. Without one: deterministic DDIM.
     """
     parts = []
-    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False, disable=len(noise) <= batch):
+    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False):
         x_T = x_T.to(device)
         if generator is None:
             images = sample_ddim(model, schedule, x_T, steps, clip=True)

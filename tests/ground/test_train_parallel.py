@@ -63,7 +63,7 @@ def pair(accelerator, folder):
     if not accelerator.is_main_process:
         net.layers[0].weight.data.zero_()
     history = finetune.finetune(
-        net, SCHEDULE, IMAGES, loss_of(net, torch.float64), 5, BATCH, 1e-3, accelerator=accelerator
+        net, SCHEDULE, IMAGES, loss_of(net, torch.float64), 5, finetune.Options(BATCH, 1e-3), accelerator=accelerator
     )
     torch.save([net.state_dict(), history.values], folder / f"result-{accelerator.process_index}.pt")
 
@@ -82,8 +82,9 @@ def job(accelerator, folder, lr=1e-2, steps=STEPS, term=0, nan=0, slow=0.0):
             os.kill(os.getpid(), signal.SIGTERM)
         return total, {"loss": parts["loss"] * (float("nan") if here and len(calls) == 2 * nan else 1)}
 
-    options = {"folder": folder / "run", "save_every": 2, "ema": 0.9, "warmup": 20, "accumulate": 2, "flip": True}
-    history = finetune.finetune(net, SCHEDULE, IMAGES, loss, steps, BATCH, lr, accelerator=accelerator, **options)
+    saving = {"folder": folder / "run", "save_every": 2}
+    options = finetune.Options(BATCH, lr, ema=0.9, warmup=20, accumulate=2, flip=True, **saving)
+    history = finetune.finetune(net, SCHEDULE, IMAGES, loss, steps, options, accelerator=accelerator)
     result = folder / f"result-{accelerator.process_index}.pt"
     torch.save([net.state_dict(), history.ema["student"], history.values], result)
 
