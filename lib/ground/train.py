@@ -116,7 +116,7 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
     history, before, began = run.history, run.history.seconds, time.perf_counter()
     live = {name: [p.detach() for p in run.modules[name].parameters()] for name in run.decays}
     pairs = [(list(history.ema[name].values()), live[name], 1 - decay) for name, decay in run.decays.items()]
-    quiet = {"disable": True} if run.rank else {}  # else as TQDM_DISABLE says
+    quiet: dict[str, Any] = {"disable": True} if run.rank else {}  # else as TQDM_DISABLE says
     waiting: list[Values] = []  # of steps whose values are still on the device
     with (
         _deferred_interrupt(terminate=run.accelerator is not None) as interrupted,

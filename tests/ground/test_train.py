@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,20 @@ def test_moving_average_is_the_formula():
         torch.testing.assert_close(history.ema["first"][key], value)
     Job().first.load_state_dict(history.ema["first"])  # fits the network
     assert not same(history.ema["first"], job.first.state_dict())
+
+
+def test_progress_bar_shows_the_running_loss(capsys, monkeypatch):
+    monkeypatch.setattr(loop, "tqdm", functools.partial(loop.tqdm, disable=False))
+    job = Job()
+
+    def slow(batch):
+        time.sleep(0.06)
+        return job.step(batch)
+
+    job.train(step=slow)
+    shown = capsys.readouterr().err
+    assert "20/20" in shown
+    assert "a " in shown
 
 
 # --- checkpoints and resume ---
