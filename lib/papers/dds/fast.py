@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lib.ground.batching import predict_in_batches
 from lib.ground.diffusion import Schedule
-from lib.papers.dds.method import T_RANGE, Edit, Model, Options, checked, descend, draw, finished, guided, levels, predict
+from lib.papers.dds import method as dds
+from lib.papers.dds.method import Edit, Model, guided
 from lib.record.files import UserError
 
 
@@ -31,25 +32,17 @@ class Reference(NamedTuple):
 
 @torch.no_grad()
 def reference(
-    model: Model,
-    schedule: Schedule,
-    z_hat: Tensor,
-    y_hat: Tensor,
-    null: Tensor,
-    *,
-    iterations: int = 200,
-    t_range: tuple[int, int] = T_RANGE,
-    seed: int = 0,
-    batch: int = 64,
+    model: Model, schedule: Schedule, z_hat: Tensor, y_hat: Tensor, null: Tensor, batch: int = 64, **options: Any
 ) -> Reference:
     """Return what `edit` needs of the input: one such result serves every target, omega, optimizer and lambda_id.
 
-    Iterations, t_range and seed are those of the edits, which may have fewer iterations. No model call has more than
-    `batch` latents; iterations go together, because none waits for another.
+    The options iterations, t_range and seed are those of the edits, which may have fewer iterations. No model call has
+    more than `batch` latents; iterations go together, because none waits for another.
     """
-    y_hat, null = checked(z_hat, y_hat=y_hat, null=null)
-    t, eps = draw(schedule, z_hat, iterations, t_range, seed)
-    alpha, sigma = levels(schedule, t, eps)
+    o = dds.Options(**options)
+    y_hat, null = dds.checked(z_hat, y_hat=y_hat, null=null)
+    t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
+    alpha, sigma = dds.levels(schedule, t, eps)
     noisy = alpha * z_hat + sigma * eps  # (n, b, c, h, w)
     null_eps = predict_in_batches(model, noisy, t, null, batch)
     if _rows_equal(y_hat, null).all():
@@ -73,45 +66,33 @@ def edit(
     `reference` is what `reference` returned for the same input, prompts, t_range and seed: not computed again, and not
     counted among the evaluations.
     """
-    o = Options(**options)
-    y, y_hat, null = checked(z_hat, y=y, y_hat=y_hat, null=null)
+    o = dds.Options(**options)
+    y, y_hat, null = dds.checked(z_hat, y=y, y_hat=y_hat, null=null)
     if reference and (reference.source.shape[1:] != z_hat.shape or len(reference.source) < o.iterations):
         have, want = tuple(reference.source.shape), (o.iterations, *z_hat.shape)
         raise UserError(f"reference: shape {have} given; this edit takes {want}: compute it for this input")
-    t, eps = draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    alpha, sigma = levels(schedule, t, eps)
+    t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
+    alpha, sigma = dds.levels(schedule, t, eps)
     same = _rows_equal(y, y_hat).reshape(-1, 1, 1, 1)
-    some_same = bool(same.any())
+    some_same = o.method == "dds" and bool(same.any())
     no_target, no_source = (bool(_rows_equal(prompt, null).all()) for prompt in (y, y_hat))
-    evaluations = 0
-
-    def predicted(k: int, branches: list[tuple[Tensor, Tensor, bool]]) -> list[Tensor]:
-        """Return eps^omega for noised latents and prompts; where the third entry is true, without the null prompt."""
-        nonlocal evaluations
-        single = [alone or o.omega == 1 for _, _, alone in branches]
-        asked = []
-        for (z_t, prompt, _), one in zip(branches, single, strict=True):
-            asked += [(z_t, prompt)] if one else [(z_t, null), (z_t, prompt)]
-        evaluations += len(asked) * len(z_hat)
-        found = iter(predict(model, asked, t[k]))
-        return [next(found) if one else guided(next(found), next(found), o.omega) for one in single]
+    counted = dds.Counted(model)
 
     def direction(k: int, z: Tensor) -> Tensor:
         z_t, z_hat_t = (alpha[k] * x + sigma[k] * eps[k] for x in (z, z_hat))
         if o.method == "sds":
-            return predicted(k, [(z_t, y, no_target)])[0] - eps[k]
+            return dds.sds_direction(counted, z_t, y, null, 1.0 if no_target else o.omega, t[k], eps[k])
         first = k == 0  # z = z_hat
-        branches = [(z_t, y, first or no_target)]
+        w, w_hat = (1.0 if first or known else o.omega for known in (no_target, no_source))
         if reference is None:
-            target, source = predicted(k, [*branches, (z_hat_t, y_hat, first or no_source)])
+            source, target = dds.predict(counted, t[k], null, (z_hat_t, y_hat, w_hat), (z_t, y, w))
         else:
-            target = predicted(k, branches)[0]
             source = reference.source[k] if first else guided(reference.null[k], reference.source[k], o.omega)
+            target = dds.predict(counted, t[k], null, (z_t, y, w))[0]
         g = (o.omega if first else 1) * (target - source)
         return g.masked_fill(same, 0) if some_same else g  # exact, in whatever batches both were predicted
 
-    path = descend(z_hat, direction, o)
-    return finished(path, evaluations)
+    return dds.descend(z_hat, direction, o, counted)
 
 
 def _rows_equal(first: Tensor, second: Tensor) -> Tensor:

@@ -86,12 +86,23 @@ def guided(null_eps: Tensor, eps: Tensor, omega: float) -> Tensor:
     return null_eps + omega * (eps - null_eps)
 
 
-def sds_direction(
-    model: Model, z_t: Tensor, y: Tensor, null: Tensor, omega: float, t: Tensor, eps: Tensor
-) -> Tensor:
+def predict(model: Model, t: Tensor, null: Tensor, *asked: tuple[Tensor, Tensor, float]) -> list[Tensor]:
+    """Return eps^omega for each noised latent (b, c, h, w), prompt and omega, all at t, in one model call.
+
+    At omega = 1 the null prompt has no weight and is not asked for.
+    """
+    pairs = [(z_t, null) for z_t, _, omega in asked if omega != 1] + [(z_t, y) for z_t, y, _ in asked]
+    noisy = torch.cat([z_t for z_t, _ in pairs])  # (len(pairs) b, c, h, w)
+    prompts = torch.cat([y.expand(len(z_t), *y.shape[1:]) for z_t, y in pairs])  # (len(pairs) b, ...)
+    eps = model(noisy, t.repeat(len(pairs)), prompts).to(noisy).chunk(len(pairs))
+    of_null = iter(eps)
+    of_prompt = zip(eps[len(pairs) - len(asked) :], asked, strict=True)
+    return [e if omega == 1 else guided(next(of_null), e, omega) for e, (_, _, omega) in of_prompt]
+
+
+def sds_direction(model: Model, z_t: Tensor, y: Tensor, null: Tensor, omega: float, t: Tensor, eps: Tensor) -> Tensor:
     """Return the SDS direction (paper, Eq. 4), eps^omega(z_t, y) - eps, (b, c, h, w), in one model call of 2 b."""
-    null_eps, y_eps = predict(model, [(z_t, null), (z_t, y)], t)
-    return guided(null_eps, y_eps, omega) - eps
+    return predict(model, t, null, (z_t, y, omega))[0] - eps
 
 
 def dds_direction(
@@ -102,15 +113,20 @@ def dds_direction(
     SDS of (z, y) minus SDS of (z_hat, y_hat), in one model call of 4 b. Both latents have one timestep and one noise,
     so the noise itself cancels and is never subtracted.
     """
-    null_hat, null_eps, y_hat_eps, y_eps = predict(model, [(z_hat_t, null), (z_t, null), (z_hat_t, y_hat), (z_t, y)], t)
-    return guided(null_eps, y_eps, omega) - guided(null_hat, y_hat_eps, omega)
+    source, target = predict(model, t, null, (z_hat_t, y_hat, omega), (z_t, y, omega))
+    return target - source
 
 
-def predict(model: Model, asked: list[tuple[Tensor, Tensor]], t: Tensor) -> list[Tensor]:
-    """Return the prediction for each noised latent (b, c, h, w) with its prompt, all at t, in one model call."""
-    noisy = torch.cat([z_t for z_t, _ in asked])  # (len(asked) b, c, h, w)
-    prompts = torch.cat([y.expand(len(z_t), *y.shape[1:]) for z_t, y in asked])  # (len(asked) b, ...)
-    return list(model(noisy, t.repeat(len(asked)), prompts).to(noisy).chunk(len(asked)))
+class Counted:
+    """A model that counts the images it is given."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.images = model, 0
+
+    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict."""
+        self.images += len(z_t)
+        return self.model(z_t, t, y)
 
 
 @torch.no_grad()
@@ -119,21 +135,22 @@ def edit(
 ) -> Edit:
     """Edit latents z_hat from prompt y_hat to prompt y (paper, Sec. 3; supplement, Secs. B and C).
 
-    The options are those of `Options`. The model is called once an iteration, on 4 b latents (SDS: 2 b).
+    The options are those of `Options`. The model is called once an iteration, on 4 b latents (SDS: 2 b; half as many at
+    omega = 1).
     """
     o = Options(**options)
     y, y_hat, null = checked(z_hat, y=y, y_hat=y_hat, null=null)
     t, eps = draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
     alpha, sigma = levels(schedule, t, eps)
+    counted = Counted(model)
 
     def direction(k: int, z: Tensor) -> Tensor:
         z_t, z_hat_t = (alpha[k] * x + sigma[k] * eps[k] for x in (z, z_hat))
         if o.method == "sds":
-            return sds_direction(model, z_t, y, null, o.omega, t[k], eps[k])
-        return dds_direction(model, z_t, z_hat_t, y, y_hat, null, o.omega, t[k])
+            return sds_direction(counted, z_t, y, null, o.omega, t[k], eps[k])
+        return dds_direction(counted, z_t, z_hat_t, y, y_hat, null, o.omega, t[k])
 
-    path = descend(z_hat, direction, o)
-    return finished(path, (2 if o.method == "sds" else 4) * t.numel())
+    return descend(z_hat, direction, o, counted)
 
 
 def levels(schedule: Schedule, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +158,8 @@ def levels(schedule: Schedule, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     return schedule.at(schedule.signal, t, eps), schedule.at(schedule.noise, t, eps)
 
 
-def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Options) -> Tensor:
-    """Step from z_hat against `direction(k, z)`, k = 0, 1, ...; return the latents, (n + 1, b, c, h, w)."""
+def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Options, counted: Counted) -> Edit:
+    """Step from z_hat against `direction(k, z)`, k = 0, 1, ..., n - 1, which calls `counted`."""
     z = z_hat.clone()
     optimizer = OPTIMIZERS[o.optimizer]([z])
     path = [z_hat]
@@ -158,14 +175,8 @@ def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Option
         text = f"the latent is not finite from iteration {int(finite.long().argmin())} on"
         hint = "lower eta or omega, or take a model with weights of 32 bit"
         raise UserError(f"edit: {text} (eta {o.eta}, omega {o.omega:g}); {hint}")
-    return trajectory
-
-
-def finished(trajectory: Tensor, evaluations: int) -> Edit:
-    """Return an edit from its latents (n + 1, b, c, h, w)."""
     update = trajectory.diff(dim=0).norm(dim=2)  # (n, b, h, w)
-    accumulated = (trajectory[1:] - trajectory[0]).norm(dim=2)
-    return Edit(trajectory[-1], trajectory, update, accumulated, evaluations)
+    return Edit(trajectory[-1], trajectory, update, (trajectory[1:] - z_hat).norm(dim=2), counted.images)
 
 
 def checked(z_hat: Tensor, **prompts: Tensor) -> list[Tensor]:

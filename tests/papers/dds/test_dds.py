@@ -110,6 +110,16 @@ def test_supplement_preset_decays_every_20_iterations():
     assert dds_optimizers.step_sizes("literal", 1).item() == 2.0
 
 
+@pytest.mark.parametrize("omega", [1.0, 5.0])
+def test_guidance_of_two_branches_at_once(omega):
+    z, z_hat = latents(dtype=torch.float64) + 0.2, latents(dtype=torch.float64)
+    y, y_hat, null = (prompt.expand(2, -1) for prompt in embeddings(torch.float64))
+    t = torch.tensor([100, 700])
+    found = dds.predict(net, t, null, (z, y, omega), (z_hat, y_hat, 1.0))
+    assert_same(found[0], net(z, t, null) + omega * (net(z, t, y) - net(z, t, null)))
+    assert_same(found[1], net(z_hat, t, y_hat))
+
+
 def test_dds_is_the_difference_of_two_sds_directions():
     z, z_hat = latents(dtype=torch.float64) + 0.2, latents(dtype=torch.float64)
     y, y_hat, null = embeddings(torch.float64)
