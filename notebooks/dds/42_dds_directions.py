@@ -99,14 +99,15 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from lib.ground import diffusion
-from lib.papers.dds import experiments
-from lib.papers.dds.directions import FIGURE, READINGS, cosine, gaussian_cosine, predict, synthesise
+from lib.papers.dds import directions, experiments
+from lib.papers.dds.directions import cosine, gaussian_cosine, predict, synthesise
 from lib.record import figures, run as record
 from lib.worlds import prompts as digit_prompts
 from lib.worlds.judge import HANDWRITTEN
 
 run = record.start("42_dds_directions", globals())
 p = run.parameters
+FIGURE, READINGS = directions.FIGURE, directions.READINGS
 latent = diffusion.scaled_linear()  # Stable Diffusion's schedule, also the Gaussian world's
 times, omegas, kinds = FIGURE["t"], experiments.scales(p), experiments.KINDS
 likeness = experiments.LIKENESS  # correlation of details in the Gaussian world, by kind of pairs

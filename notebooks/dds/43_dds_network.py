@@ -109,12 +109,13 @@ from tqdm.auto import tqdm
 
 from lib.jobs.stable_diffusion import model as stable_diffusion, network as dds_network_files, tiny as tiny_diffusion
 from lib.papers.dds import experiments, fast, network
-from lib.papers.dds.experiments import MEASURES, VARIANTS, WANTED, key_of
+from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 from lib.worlds import prompts as digit_prompts
 
 run = record.start("43_dds_network", globals())
 p = run.parameters
+MEASURES, VARIANTS, WANTED = experiments.MEASURES, experiments.VARIANTS, experiments.WANTED
 if bool(p.weights) != bool(p.images):
     text = "name a folder of photographs that show what source_prompt says, and weights of Stable Diffusion, or neither"
     licence = f"{stable_diffusion.SD_15}: CreativeML OpenRAIL-M"

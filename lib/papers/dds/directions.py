@@ -27,7 +27,7 @@ READINGS = ("a", "b")
 
 # Fig. 8 (right) of the paper, Stable Diffusion with guidance 7.5. Read off the picture by us, to about 0.005; between
 # these timesteps the paper's curves are straight lines.
-FIGURE = {
+FIGURE: dict[str, list] = {
     "t": [20, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980],
     "aligned": [0.82, 0.85, 0.90, 0.929, 0.944, 0.956, 0.966, 0.974, 0.983, 0.989, 0.994, 0.997],
     "unaligned": [0.487, 0.56, 0.684, 0.776, 0.833, 0.874, 0.911, 0.937, 0.958, 0.972, 0.984, 0.991],

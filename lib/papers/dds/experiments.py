@@ -109,7 +109,8 @@ def gaussian(seed: int, p: Any, world: GaussianWorld, region: Tensor, unequal: G
 def gaussian_steps(seed: int, p: Any, world: GaussianWorld, region: Tensor, iterations: int = 400) -> Found:
     """Return the share completed by each preset, and what a small and a large edit lack, after every step."""
     z_hat = gaussian_input(seed, world)
-    goal, found = world.end_point(z_hat, 2, 1, p.omega), {}
+    goal = world.end_point(z_hat, 2, 1, p.omega)
+    found: Found = {}
     for name in PRESETS:
         path = gaussian_edit(world, z_hat, p, seed, iterations=iterations, eta=name).trajectory
         found[name] = measures.completed(path, z_hat, goal, region)[:, 0]
@@ -159,7 +160,8 @@ def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Classif
     """Edit held-out handwritten digits by every run, and the farthest pair of digits for longer (D2, D4)."""
     held_out = data.split(data.handwritten(judge.size))[1]
     pairs = {"large": prompts.farthest_pair(HANDWRITTEN, judge.size), "small": (p.source_digit, p.target_digit)}
-    longest, found = max(p.iterations, p.iterations_long), {}
+    longest = max(p.iterations, p.iterations_long)
+    found: Found = {}
     for name, pair in pairs.items():
         inputs = data.limited(held_out, p.images, classes=pair[:1], seed=seed).images
         y_hat, y = (prompts.prompt(digit, HANDWRITTEN) for digit in pair)
@@ -256,7 +258,7 @@ def direction_pairs(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Cla
         of_edit = predict(edited, y[::b], null, t, eps[:, ::b])
         of_input = directions.Branch(*(part[:, ::b] for part in source))
         both = [(target, source), (target.other_image(b), source), (of_edit, of_input), (target.other_noise(), source)]
-        rows.append(torch.stack([alike(*branches, p) for branches in both]))
+        rows.append(torch.stack([alike(*pair, p) for pair in both]))
     return {
         "cosines": torch.stack(rows).double(),
         "pairs": torch.stack([z_hat[::b], z[::b], others[::b], edited.clamp(-1, 1)]),
@@ -286,13 +288,12 @@ def gaussian_pairs(seed: int, p: Any, schedule: Schedule, device: torch.device) 
     world = directions.pair_world(schedule, p.field_size, SHIFT, PROMPT_COSINE, draws).to(device)
     one, two, eps = torch.randn(3, p.fields, 4, p.field_size, p.field_size, generator=draws).to(device)
     null, source, target = torch.arange(3, device=device).split(1)
-    found = {}
+    found: Found = {}
     for kind, rho in LIKENESS.items():
-        pair = (world.mean[2] + rho * one + (1 - rho**2) ** 0.5 * two, target), (world.mean[1] + one, source)
-        rows = [
-            alike(*(directions.predict(world, schedule, *image, null, t, eps[None]) for image in pair), p)
-            for t in directions.FIGURE["t"]
-        ]
+        z, z_hat, rows = world.mean[2] + rho * one + (1 - rho**2) ** 0.5 * two, world.mean[1] + one, []
+        for t in directions.FIGURE["t"]:
+            first = directions.predict(world, schedule, z, target, null, t, eps[None])
+            rows.append(alike(first, directions.predict(world, schedule, z_hat, source, null, t, eps[None]), p))
         found[kind] = torch.stack(rows).double()
     return found
 
