@@ -377,7 +377,7 @@ run.claim(
 #   needs long training would not show.
 # - *Detail* compares outputs of another digit or domain with the inputs: printed digits have sharper edges than
 #   handwritten ones, so only the difference of two variants in one task means something. The claim's check averages the
-#   tasks, in which the printed one weighs most; the numbers by task are in the table.
+#   tasks, in which the printed one weighs most; the page on DDS has the difference by task.
 # - One SDS picture for all inputs can be a sharp one, so the difference in detail may have either sign. That SDS blurs
 #   is a statement about averages over many modes, which a small class of digits has few of.
 # - The exact form of the paper's identity loss is not known; ours is half the squared distance, summed over pixels.

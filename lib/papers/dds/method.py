@@ -46,10 +46,10 @@ class Options:
             raise UserError(f"iterations: {self.iterations}; give at least 1")
         if self.optimizer == "adam" and isinstance(self.eta, str):
             raise UserError(f"eta: preset '{self.eta}' is a step size for sgd; give a number for adam, e.g. 0.02")
-        limit = 2 / step_sizes(self.eta, 1).item() if self.optimizer == "sgd" else float("inf")
+        first = step_sizes(self.eta, 1).item()
+        limit = 2 / first if self.optimizer == "sgd" else float("inf")  # beyond it steps overshoot ever further
         if not 0 <= self.lambda_id < limit:
-            text = f"a weight from 0 to below {limit:.3g}, where steps of this size would overshoot ever further"
-            raise UserError(f"lambda_id: {self.lambda_id} given; give {text}")
+            raise UserError(f"lambda_id: {self.lambda_id} given; give a weight from 0 to below {limit:.3g}")
 
 
 class Edit(NamedTuple):
