@@ -97,12 +97,11 @@ from tqdm.auto import tqdm
 from lib.papers.dds import experiments, fast, figures as drawings, measures, method as dds
 from lib.papers.dds.experiments import collect, key_of
 from lib.record import figures, run as record
-from lib.worlds import digits as data, prompts as digit_prompts
-from lib.worlds.judge import HANDWRITTEN
+from lib.worlds import digits as data, judge as judges, prompts as digit_prompts
 from lib.worlds.sources import seconds as trained_in
 
 run = record.start("41_dds_digits", globals())
-p = run.parameters
+p, HANDWRITTEN = run.parameters, judges.HANDWRITTEN
 if p.source_digit == p.target_digit:
     raise record.UserError(f"source_digit, target_digit: both are {p.source_digit}; give two digits that differ")
 if not p.source:
@@ -155,7 +154,7 @@ found = collect(replicates)
 # The first inputs of the first seed, not selected.
 
 # %% tags=["hide-input"]
-INKED = {"success": "success", "outside": "change outside", "spread": "spread kept", "detail": "detail kept"}
+HEADS = {"success": "success", "outside": "change outside", "spread": "spread kept", "detail": "detail kept"}
 note = f"{p.images} inputs a seed; mean and 95 % interval over {p.seeds} seeds"
 
 
@@ -196,7 +195,7 @@ rows |= {m.replace("SDS, lambda", "$\\lambda$ ="): found[f"{key_of(m)}_z"][0] fo
 words = "; ".join(f"{m} {mean(m, 'success'):.2f} and {mean(m, 'spread'):.2f}" for m in names)
 rows_of_digits("methods", rows, f"Handwritten {chosen[0]}s to {chosen[1]}s; success and spread kept: {words}")
 correlation = f"{note}, lambda over {p.sweep_seeds}; slant: correlation of input and output"
-table("methods", names, INKED | {"slant": "slant"}, correlation)
+table("methods", names, HEADS | {"slant": "slant"}, correlation)
 
 
 # %% tags=["hide-input"]
@@ -341,7 +340,7 @@ if chosen == (3, 8):
 scales = {p.omega: "DDS"} | {w: f"DDS, omega {w:g}" for w in p.omegas if w != p.omega}
 scales = dict(sorted(scales.items()))
 text = f"{note}, omega with a number over {p.sweep_seeds}; DDS: omega = {p.omega:g}"
-heads = {k: INKED[k] for k in ("success", "outside", "spread")} | {"peak": "peak"}
+heads = {k: HEADS[k] for k in ("success", "outside", "spread")} | {"peak": "peak"}
 table("guidance", list(scales.values()), heads, text)
 rows = {"input": found["inputs"][0]} | {f"$\\omega$ = {w:g}": found[f"{key_of(m)}_z"][0] for w, m in scales.items()}
 words = "; ".join(f"{w:g}: {mean(m, 'success'):.2f} and {mean(m, 'outside'):.2f}" for w, m in scales.items())

@@ -102,11 +102,10 @@ from lib.ground import diffusion
 from lib.papers.dds import directions, experiments
 from lib.papers.dds.directions import cosine, gaussian_cosine, predict, synthesise
 from lib.record import figures, run as record
-from lib.worlds import prompts as digit_prompts
-from lib.worlds.judge import HANDWRITTEN
+from lib.worlds import judge as judges, prompts as digit_prompts
 
 run = record.start("42_dds_directions", globals())
-p = run.parameters
+p, HANDWRITTEN = run.parameters, judges.HANDWRITTEN
 FIGURE, READINGS = directions.FIGURE, directions.READINGS
 latent = diffusion.scaled_linear()  # Stable Diffusion's schedule, also the Gaussian world's
 times, omegas, kinds = FIGURE["t"], experiments.scales(p), experiments.KINDS
