@@ -20,12 +20,12 @@ def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[int], r
         line[0].imshow(picture, cmap="gray_r", vmin=0, vmax=1)
         line[0].contour(region, [0.5], colors="C1", linewidths=0.8)
         line[0].set_ylabel(name, fontsize=8)
-        for axis, values in zip(line[1:], maps.reshape(-1, *region.shape), strict=True):
-            kind = int(axis in line[1 + len(steps) :])
-            image = axis.imshow(values, cmap=("viridis", "cividis")[kind], vmin=0, vmax=tops[kind])
-            if axis in (line[len(steps)], line[-1]) and line is axes[-1]:
-                words = ("update", "difference to the input")[kind]
-                figure.colorbar(image, ax=axes[:, 2 * len(steps) if kind else len(steps)], shrink=0.7, label=words)
+        for kind, colours in enumerate(("viridis", "cividis")):
+            for k, values in enumerate(maps[kind]):
+                axis = line[1 + kind * len(steps) + k]
+                axis.imshow(values, cmap=colours, vmin=0, vmax=tops[kind])
+    for column, words in ((len(steps), "update"), (2 * len(steps), "difference to the input")):
+        figure.colorbar(axes[0, column].images[0], ax=axes[:, column], shrink=0.7, label=words)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
