@@ -55,11 +55,6 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
     Images (n, c, h, w) in [-1, 1] are clamped and mapped to [0, 1], so that the peak is 1. One mean square error an
     image, over all channels.
-
-    Raises
-    ------
-    UserError
-        The two sets have different shapes.
     """
     a, b = _pairs(images, reference)
     return peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3)).to(images.dtype)
@@ -69,11 +64,6 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each pair, (n,), 1 for equal images, by torchmetrics (Wang et al. 2004).
 
     Gaussian window of 11 x 11 pixels and standard deviation 1.5, on images mapped as in :func:`psnr`.
-
-    Raises
-    ------
-    UserError
-        The two sets have different shapes, or a side is shorter than the window.
     """
     a, b = _pairs(images, reference)
     if min(a.shape[-2:]) < 11:
@@ -103,11 +93,6 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> PrecisionRe
 
     The manifold of a set is the union of balls around its members, each as large as the distance to the member's k-th
     nearest neighbour in the set. Take equally many images of both sets: more images, smaller balls.
-
-    Raises
-    ------
-    UserError
-        A set has not more than k members, the widths differ, or a feature is not finite.
     """
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
         shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
@@ -153,11 +138,6 @@ def folder_distances(
         Where and how many at a time.
     seed
         Of the random subsets of KID: 100 of up to 1,000 images each.
-
-    Raises
-    ------
-    UserError
-        A folder has fewer than two images; the network's weights are neither there nor can they be downloaded.
     """
     for folder in (generated, reference):
         _check_folder(Path(folder))
@@ -183,13 +163,7 @@ def folder_features(folder: str | Path, model: Any, device: torch.device | str =
 
 
 def inception(device: torch.device | str = "cpu") -> Any:
-    """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once.
-
-    Raises
-    ------
-    UserError
-        The weights are neither there nor can they be downloaded, or the file is damaged.
-    """
+    """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file, url = folder / INCEPTION, downloads_helper.inception_url
     try:
@@ -226,11 +200,6 @@ def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.nd
 
     A small multiple of the identity is added to both covariances, because features that are always equal (or fewer
     images than features) make them singular and the matrix square root inaccurate.
-
-    Raises
-    ------
-    UserError
-        A set has fewer than two rows, the widths differ, or a feature is not finite.
     """
     a, b = _checked(features_a, features_b)
     covariances = [np.cov(x, rowvar=False) for x in (a, b)]
@@ -253,11 +222,6 @@ def kernel_distance(
         Features of the two sets.
     subsets, size : int
         Number and largest size of the random subsets it averages over, drawn with `seed`.
-
-    Raises
-    ------
-    UserError
-        A set has fewer than two rows, the widths differ, or a feature is not finite.
     """
     a, b = _checked(features_a, features_b)
     with _numpy_seed(seed):
