@@ -9,30 +9,7 @@ from lib.record import claims, show
 from lib.record.files import ROOT, read_results
 from tools.notebooks import paths
 
-README = ROOT / "README.md"
-
-
-SCORECARD = """\
-| claim | what the paper says | verdict | measured (required) |
-|---|---|---|---|
-{% for key, claim in judged.items() %}
-{% set first = claim.checks[0] %}
-| {{ key }} ({{ claim.entry.paper }}) | {{ claim.entry.claim }} | {{ marks[claim.verdict] }} {{ claim.verdict }} | \
-{{ first.what }}: {{ first.text }} ({{ rule(first) }}), n = {{ first.n }} |
-{% endfor %}
-
-{{ rest }} further claims are listed as *not tested here* until they are measured.
-"""
-COSTS = """\
-| notebook | minutes on one core | peak memory |
-|---|---|---|
-{% for one in results %}
-| [{{ one.notebook }}]({{ links[one.notebook] }}) | {{ "%.1f"|format(one.provenance.seconds / 60) }} | \
-{{ "%.1f"|format(one.provenance.peak_memory_gb) }} GB |
-{% endfor %}
-
-Together {{ "%.0f"|format(seconds / 60) }} core minutes on {{ results[0].provenance.hardware.cpu }}.
-"""
+README, TEMPLATES = ROOT / "README.md", ROOT / "tools" / "templates"
 
 
 def updated(text: str) -> str:
@@ -49,8 +26,8 @@ def updated(text: str) -> str:
         "marks": claims.MARKS,
         "rule": claims.rule_text,
     }
-    for name, template in (("scorecard", SCORECARD), ("costs", COSTS)):
-        block = show.TEMPLATES.from_string(template).render(values)
+    for name in ("scorecard", "costs"):
+        block = show.TEMPLATES.from_string((TEMPLATES / f"{name}.md").read_text(encoding="utf-8")).render(values)
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
         text, found = re.subn(pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
         if not found:
