@@ -66,7 +66,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from lib.papers.ant import method as ant, toy
+from lib.papers.ant import method as ant, toy, toy_figures
+from lib.papers.ant.toy_figures import LABEL, PAPER
 from lib.record import claims, figures, run as record
 
 run = record.start("20_ant_2d", globals())
@@ -131,7 +132,7 @@ noise = adversarial(p.omega)
 ant_loss, parts = ant.similarity_guided_loss(  # eqs. (5) and (8)
     net, guidance, toy.SCHEDULE, x0, t, noise, p.gamma
 )
-
+print({key: f"{value.item():.3f}" for key, value in parts.items()})
 
 # %% [markdown]
 # The gradient of this loss in the output layer is the arrow of Fig. 2a. The paper does not say how the gradient of a
@@ -164,8 +165,6 @@ errors = toy.in_blocks(toy.first_gradient, seeds, p, sources)
 bias, weight = ({k: v[:, i] for k, v in errors.items()} for i in (0, 1))
 
 # %% tags=["hide-input"]
-PAPER = {"DDPM": 13.8, "guidance": 7.7, "ANT": 2.8}  # degrees, measured in the paper's figure
-LABEL = {"DDPM": "DDPM", "guidance": "guidance only", "ANT": "ANT", "guidance, exact": "guidance, exact classifier"}
 KEYS = {"DDPM": "ddpm", "guidance": "guidance", "ANT": "ant"}
 
 for name, key in (KEYS | {"guidance, exact": "guidance_exact", "flipped, exact": "flipped"}).items():
@@ -176,33 +175,15 @@ ordered = (bias["ANT"] < bias["guidance"]) & (bias["guidance"] < bias["DDPM"])
 run.number("order_share", 100 * ordered, "%")
 run.number("beyond_paper", 100 * (bias["DDPM"] >= PAPER["DDPM"]), "%")
 
-
-def figure_a1():
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(1, 1.15))
-    left.scatter(*noise[0, :800].cpu().T, s=2, color=figures.ink(), alpha=0.2, linewidths=0)
-    looks = ((figures.ink(), 4.6), ("C0", 3.8), ("C1", 3.0), ("C2", 2.2))  # unequal lengths keep all heads in sight
-    for (name, direction), (colour, length) in zip(arrows.items(), looks, strict=True):
-        style = {"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
-        left.annotate("", tuple(length * direction.numpy()), (0, 0), arrowprops=style)
-        left.plot([], [], color=colour, label=LABEL.get(name, name))
-    left.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", title="The first draw")
-    left.set(xlabel="coordinate 1", ylabel="coordinate 2")
-    left.legend(loc="upper left", fontsize=7, labelspacing=0.2)
-    for i, (name, label) in enumerate(LABEL.items()):
-        values = np.sort(bias[name])
-        right.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=f"C{i}", label=label)
-        if name in PAPER:
-            right.plot(PAPER[name], 0, "^", color=f"C{i}", clip_on=False, zorder=3)
-    right.plot([], [], "^", color=figures.ink(), label="read from the paper's figure", linewidth=0)
-    right.set(xlim=(0, None), ylim=(0, 1), xlabel="angle to the reference (degrees)", ylabel="share of draws below")
-    right.set_title(f"{p.draws} draws of the {p.shots} shots")
-    right.legend(loc="lower right", fontsize=7)
-    return figure
-
-
 means = ", ".join(f"{label} {bias[name].mean():.1f}" for name, label in LABEL.items())
 alt = f"Left: first-gradient arrows of one draw, nearly parallel. Right: share of {p.draws} draws below an angle; "
-figures.show(run, "gradients", figure_a1, alt + f"mean angle errors in degrees: {means}.", "png")
+figures.show(
+    run,
+    "gradients",
+    lambda: toy_figures.gradients(noise[0, :800].cpu(), arrows, bias),
+    alt + f"mean angle errors in degrees: {means}.",
+    "png",
+)
 
 # %% [markdown]
 # One draw can show any order, the paper's included. Over draws the curves of plain fine-tuning, guidance with a
@@ -241,9 +222,9 @@ rows = [
     for sign, word in (("-1", "minus"), ("+1", "plus"))
 ]
 run.table("gain_by_sigma", rows)
-run.number("gain_100_shots", gain["2 -1 100 shots"], "deg")
-run.number("gain_power_1", gain["1 -1 10 shots"], "deg")
-run.number("gain_power_1_exact", gain["1 -1 exact"], "deg")
+quoted = {"gain_100_shots": "2 -1 100 shots", "gain_power_1": "1 -1 10 shots", "gain_power_1_exact": "1 -1 exact"}
+for key, name in quoted.items():
+    run.number(key, gain[name], "deg")
 
 # %% [markdown]
 # Adversarial noise: larger step sizes, and both ways to normalise in the plane ("batch": each coordinate over the
@@ -277,19 +258,10 @@ ellipses = [torch.linalg.eigh(cloud.T.cov()) for cloud in clouds]
 ratios = [float((variances[1] / variances[0]).sqrt()) for variances, _ in ellipses]
 run.number("axis_ratio_paper", ratios[1])
 run.number("axis_ratio_1", ratios[-1])
-
-
-def draw_noise(i):
-    figure, axis = plt.subplots(figsize=(4, 3.6))
-    axis.scatter(*clouds[i][:800].T, s=4, color="C0", alpha=0.5, linewidths=0)
-    x, y = 3 * ratios[i] * ellipses[i][1][:, 1]
-    axis.plot([-x, x], [-y, y], color="C1", label=f"long axis, {ratios[i]:.2f} times the short one")
-    axis.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="noise 1", ylabel="noise 2")
-    axis.legend(loc="upper left", fontsize=7)
-    return figure
-
-
-frames = [(f"{omega:g}", lambda i=i: draw_noise(i)) for i, omega in enumerate(omegas)]
+frames = [
+    (f"{omega:g}", lambda i=i: toy_figures.noise(clouds[i][:800], ratios[i], ellipses[i][1][:, 1]))
+    for i, omega in enumerate(omegas)
+]
 words = [f"Noise at omega {omega:g}: axis ratio {ratio:.2f}." for omega, ratio in zip(omegas, ratios, strict=True)]
 figures.slider(run, "noise", frames, description="omega", alt=words)
 
@@ -301,7 +273,7 @@ figures.slider(run, "noise", frames, description="omega", alt=words)
 # All methods see the same batches and the same noise.
 
 # %%
-moved = toy.in_blocks(toy.transfer, seeds[: p.transfers], p, sources)
+moved = toy.in_blocks(toy.transfer, seeds[: p.transfers], p, sources, 20)
 
 # %% tags=["hide-input"]
 moved[f"lr {p.transfer_lr:g} w2"] = moved["10,000 samples curve"][:, -1]
@@ -331,27 +303,11 @@ run.number("first_coordinate_ant", moved["ANT mean"][:, 0])
 # The paper's heat-map, with the samples of all draws together: each column counts the first coordinate at one of 200
 # sampling steps. The line is one sample on its way, from the same noise in both panels; dotted: the target's mean.
 
-
 # %% tags=["hide-input"]
-def figure_heat():
-    figure, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
-    counts = {name: moved[f"{name} counts"].sum(0).T for name in ("DDPM", "ANT")}  # (90, 201)
-    largest = max(values.max() for values in counts.values())
-    for axis, (name, values) in zip(axes, counts.items(), strict=True):
-        look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": 0, "vmax": largest}
-        shown = axis.imshow(values, extent=(200, 0, -5, 4), **look)
-        axis.plot(np.arange(200, -1, -1), moved[f"{name} path"][0], color="#7fe0ff", lw=0.9)
-        axis.axhline(-1, color="white", ls=":", lw=1)
-        axis.set(title=name, xlabel="sampling steps left", ylim=(-5, 4))
-    axes[0].set_ylabel("first coordinate")
-    figure.colorbar(shown, ax=axes, label="samples a cell")
-    return figure
-
-
 ends = [moved[f"{name} mean"][:, 0].mean() for name in ("DDPM", "ANT")]
 alt = "First coordinate of all samples while sampling. Both start around 0; the mean ends at "
 alt += f"{ends[0]:.2f} for plain fine-tuning and {ends[1]:.2f} for ANT; the target's mean, dotted, is at -1."
-figures.show(run, "heat", figure_heat, alt, "png")
+figures.show(run, "heat", lambda: toy_figures.heat(moved), alt, "png")
 
 # %% [markdown]
 # ANT moves faster, but the guidance does not stop at the target. A network that fits the guided noise perfectly is
@@ -398,21 +354,10 @@ rows = [
 run.table("by_gamma", rows)
 distances = [moved[f"{name} w2"] for name in names]
 run.number("gain_best_gamma", distances[0] - np.min(distances[1:], axis=0))
-
-
-def draw_points(name):
-    figure, axis = plt.subplots(figsize=(4, 3.6))
-    axis.scatter(*moved[f"{name} points"][0].T, s=4, color="C0", alpha=0.5, linewidths=0, label="samples")
-    for radius in (1, 2):
-        axis.add_patch(plt.Circle((-1, -1), radius, fill=False, color=figures.ink(), lw=0.8))
-    axis.plot(*shots[0].cpu().T, "x", color="C1", label=f"{p.shots} shots")
-    axis.plot(1, 1, "+", color=figures.ink(), label="source mean")
-    axis.set(xlim=(-5, 3), ylim=(-5, 3), aspect="equal", xlabel="coordinate 1", ylabel="coordinate 2")
-    axis.legend(loc="upper left", fontsize=7)
-    return figure
-
-
-frames = [(f"{gamma:g}", lambda name=name: draw_points(name)) for gamma, name in zip(gammas, names, strict=True)]
+frames = [
+    (f"{gamma:g}", lambda name=name: toy_figures.samples(moved[f"{name} points"][0], shots[0].cpu()))
+    for gamma, name in zip(gammas, names, strict=True)
+]
 words = [
     "Samples of the first draw at {}: mean ({:.2f}, {:.2f}), target (-1, -1).".format(name, *moved[f"{name} mean"][0])
     for name in names

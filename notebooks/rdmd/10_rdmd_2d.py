@@ -131,8 +131,7 @@ for row in minima:
 
 # %%
 mirror = torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64))
-nodes = rdmd.weightings(48)["one"]
-trapped = rdmd.linear_descent(mirror, s, 0.2, nodes)
+trapped = rdmd.linear_descent(mirror, s, 0.2, rdmd.weightings(48)["one"])
 eigenvalues = sorted(torch.linalg.eigvals(trapped).real.tolist())
 run.number("trap_eigenvalue", eigenvalues[0])
 print("eigenvalues of the trapped map:", np.round(eigenvalues, 4))

@@ -47,10 +47,13 @@ Arm = tuple[ant.Guidance | None, dict[str, Any]]  # guidance and further options
 Experiment = Callable[[list[int], SimpleNamespace, Stack], dict[str, np.ndarray]]
 
 
-def in_blocks(experiment: Experiment, seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, np.ndarray]:
-    """Results of an experiment for all seeds, ten seeds side by side."""
-    found = [experiment(seeds[i : i + 10], p, sources) for i in tqdm(range(0, len(seeds), 10), leave=False)]
-    return {key: np.concatenate([block[key] for block in found]) for key in found[0]}
+def in_blocks(
+    experiment: Experiment, seeds: list[int], p: SimpleNamespace, sources: Stack, size: int = 10
+) -> dict[str, np.ndarray]:
+    """Results of an experiment for all seeds, so many of them side by side."""
+    blocks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
+    found = [experiment(block, p, sources) for block in tqdm(blocks, leave=False)]
+    return {key: np.concatenate([results[key] for results in found]) for key in found[0]}
 
 
 # ------------------------------------------------------------------------------------------- random numbers by seed

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lib.ground import diffusion
 from lib.ground.toy2d import Gaussian, Mixture
-from lib.papers.ant.method import exact_denoiser
 from lib.papers.baselines import egsde, translation
 from lib.record.files import UserError
+from tests.exact import exact_denoiser
 
 SCHEDULE = diffusion.linear()
 STEPS = 40  # t = 0, 25, ..., 975
