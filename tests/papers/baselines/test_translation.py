@@ -11,6 +11,7 @@ from lib.ground import diffusion
 from lib.ground.toy2d import Gaussian, Mixture
 from lib.papers.baselines import egsde, translation
 from lib.record.files import UserError
+from tests.exact import exact_denoiser
 from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
