@@ -42,7 +42,7 @@ def reference(
     o = dds.Options(**options)
     y_hat, null = dds.checked(z_hat, y_hat=y_hat, null=null)
     t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    alpha, sigma = dds.levels(schedule, t, eps)
+    alpha, sigma = (schedule.at(level, t, eps) for level in (schedule.signal, schedule.noise))
     noisy = alpha * z_hat + sigma * eps  # (n, b, c, h, w)
     null_eps = predict_in_batches(model, noisy, t, null, batch)
     if _rows_equal(y_hat, null).all():
@@ -72,14 +72,13 @@ def edit(
         have, want = tuple(reference.source.shape), (o.iterations, *z_hat.shape)
         raise UserError(f"reference: shape {have} given; this edit takes {want}: compute it for this input")
     t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    alpha, sigma = dds.levels(schedule, t, eps)
     same = _rows_equal(y, y_hat).reshape(-1, 1, 1, 1)
     some_same = o.method == "dds" and bool(same.any())
     no_target, no_source = (bool(_rows_equal(prompt, null).all()) for prompt in (y, y_hat))
     counted = dds.Counted(model)
 
     def direction(k: int, z: Tensor) -> Tensor:
-        z_t, z_hat_t = (alpha[k] * x + sigma[k] * eps[k] for x in (z, z_hat))
+        z_t, z_hat_t = (schedule.add_noise(x, eps[k], t[k]) for x in (z, z_hat))
         if o.method == "sds":
             return dds.sds_direction(counted, z_t, y, null, 1.0 if no_target else o.omega, t[k], eps[k])
         first = k == 0  # z = z_hat

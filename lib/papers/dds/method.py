@@ -141,21 +141,15 @@ def edit(
     o = Options(**options)
     y, y_hat, null = checked(z_hat, y=y, y_hat=y_hat, null=null)
     t, eps = draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    alpha, sigma = levels(schedule, t, eps)
     counted = Counted(model)
 
     def direction(k: int, z: Tensor) -> Tensor:
-        z_t, z_hat_t = (alpha[k] * x + sigma[k] * eps[k] for x in (z, z_hat))
+        z_t, z_hat_t = (schedule.add_noise(x, eps[k], t[k]) for x in (z, z_hat))
         if o.method == "sds":
             return sds_direction(counted, z_t, y, null, o.omega, t[k], eps[k])
         return dds_direction(counted, z_t, z_hat_t, y, y_hat, null, o.omega, t[k])
 
     return descend(z_hat, direction, o, counted)
-
-
-def levels(schedule: Schedule, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma at timesteps t (n, b), (n, b, 1, 1, 1): once, as fetching them would stop a GPU."""
-    return schedule.at(schedule.signal, t, eps), schedule.at(schedule.noise, t, eps)
 
 
 def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Options, counted: Counted) -> Edit:

@@ -144,7 +144,6 @@ def train_network(
     s = settings
     device = next(student.parameters()).device
     y, y_hat, null = tasks.to(device)
-    alpha, sigma = (level.to(device, z_hat.dtype) for level in (schedule.signal, schedule.noise))
     optimizer = torch.optim.Adam(student.parameters(), lr=s.lr)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate_share(s, i))
 
@@ -159,8 +158,8 @@ def train_network(
         i = warmup.last_epoch  # updates done so far, also those before a resume
         with torch.autocast(device.type, torch.bfloat16) if s.precision == "bf16" else nullcontext():
             z = student(x, k)
-        z_t, x_t = (alpha[t][:, None, None, None] * v + sigma[t][:, None, None, None] * eps for v in (z.detach(), x))
         with torch.no_grad():
+            z_t, x_t = (schedule.add_noise(latent, eps, t) for latent in (z, x))
             if s.method == "sds":
                 g = sds_direction(model, z_t, y[k], null, guidance(s, i), t, eps)
             else:
