@@ -11,20 +11,11 @@ from lib.ground import diffusion
 from lib.ground.toy2d import Gaussian, Mixture
 from lib.papers.baselines import egsde, translation
 from lib.record.files import UserError
+from tests.exact import exact_denoiser
 from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
 STEPS = 40  # t = 0, 25, ..., 975
-
-
-def exact_denoiser(schedule: diffusion.Schedule, density: Mixture) -> diffusion.Model:
-    """The best possible network for a known density: eps(x_t, t) = -noise grad log p_t(x_t)."""
-
-    def model(x_t: Tensor, t: Tensor) -> Tensor:
-        sigma = schedule.at(schedule.sigma, t, x_t)
-        return -sigma * density.score(x_t / schedule.at(schedule.signal, t, x_t), sigma)
-
-    return model
 
 
 MEANS = torch.tensor([[0.6, -0.2], [-0.4, 0.3]], dtype=torch.float64)
