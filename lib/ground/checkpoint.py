@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lib.record.files import UserError
+from lib.record.files import UserError, reading
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -219,7 +219,8 @@ def _write_all(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
 
 def _load(run: State, path: Path, steps: int) -> None:
     """Put the checkpoint `path` into `run`; all files are read and compared before anything is changed."""
-    state = _read(path / "state.pt", lambda file: torch.load(file, weights_only=True, map_location="cpu"))
+    with reading(path / "state.pt", f"restore it, or delete {path} to start anew"):
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
     _compare(run, state, path, steps)
     loaded = {name: _read_like(path / name, tensors) for name, tensors in _files(run).items()}
     for name, optimizer in run.optimizers.items():
@@ -244,24 +245,15 @@ def _compare(run: State, state: dict[str, Any], path: Path, steps: int) -> None:
     for name in [*new, *(old.keys() - new.keys())]:
         if name != "steps" and old.get(name) != new.get(name):
             text = f"'{name}' is {new.get(name)!r} in this run, but the checkpoint was made with {old.get(name)!r}"
-            raise UserError(f"{path}: {text}; use that value, another folder, or resume=False")
+            raise UserError(f"{path}: {text}; use that value or another folder")
     if state["step"] > steps:
         raise UserError(f"{path}: holds {state['step']} steps, more than steps={steps}; ask for as many or start anew")
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        why = "missing from the checkpoint"
-    except Exception as error:  # the libraries report a damaged file in many ways
-        why = f"truncated or damaged ({type(error).__name__})"
-    raise UserError(f"{path}: {why}; restore it, or delete {path.parent} to start anew")
-
-
 def _read_like(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a safetensors file that has exactly the names and shapes of `expected`."""
-    tensors = _read(path, safetensors.torch.load_file)
+    with reading(path, f"restore it, or delete {path.parent} to start anew"):
+        tensors = safetensors.torch.load_file(path)
     for name in [*expected, *(tensors.keys() - expected.keys())]:
         has, wants = (tuple(d[name].shape) if name in d else "absent" for d in (tensors, expected))
         if has != wants:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lib.record.files import UserError
 
@@ -200,7 +201,8 @@ def sample_ddim(
     start : int, optional
         Timestep of `x_T`, one of ``ddim_timesteps(T, steps)``; the noisiest of them by default.
     clip : bool
-        Clamp every estimate of x0 to [-1, 1]; the noise estimate stays as predicted, as in diffusers.
+        Clamp every estimate of x0 to [-1, 1] and derive the noise from it again, as the official code of SDFT does
+        (diffusers' ``use_clipped_model_output``).
 
     Raises
     ------
@@ -216,6 +218,30 @@ def sample_ddim(
         if spread > 0:
             x = x + spread * draw_like(x, generator)
     return x
+
+
+def sample(
+    model: Model,
+    schedule: Schedule,
+    noise: Tensor,
+    steps: int = 40,
+    generator: torch.Generator | None = None,
+    batch: int = 250,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Images (n, c, h, w) in [-1, 1], on the CPU, from their noise, in batches; x0 is clamped at every step.
+
+    With a generator: ancestral sampling, with fresh noise at every step. Without one: deterministic DDIM.
+    """
+    parts = []
+    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False, disable=len(noise) <= batch):
+        x_T = x_T.to(device)
+        if generator is None:
+            images = sample_ddim(model, schedule, x_T, steps, clip=True)
+        else:
+            images = sample_ddpm(model, schedule, x_T, steps, generator, clip=True)
+        parts.append(images.clamp(-1, 1).cpu())
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -286,17 +312,6 @@ def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
-def eps_from_denoiser(denoise: Callable[[Tensor, Tensor], Tensor], schedule: Schedule) -> Model:
-    """Noise prediction ``model(x_t, t)`` from a variance-exploding ``denoise(x, sigma)`` with sigma (B, 1, ...)."""
-
-    def model(x_t: Tensor, t: Tensor) -> Tensor:
-        sigma = schedule.at(schedule.sigma, t, x_t)
-        x = x_t / schedule.at(schedule.signal, t, x_t)
-        return (x - denoise(x, sigma)) / sigma
-
-    return model
-
-
 def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list[tuple[int, int]]:
     """Return the steps of a walk from `start` (default: the noisiest) down: pairs (timestep, next less noisy one).
 
@@ -318,7 +333,10 @@ def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list
 def _estimate(model: Model, schedule: Schedule, x: Tensor, t: int, clip: bool) -> tuple[Tensor, Tensor]:
     eps = model(x, batch_of(t, x))
     x0 = schedule.x0_from_eps(x, eps, t)
-    return (x0.clamp(-1, 1) if clip else x0), eps
+    if clip:
+        x0 = x0.clamp(-1, 1)
+        eps = schedule.eps_from_x0(x, x0, t)
+    return x0, eps
 
 
 def alpha_bar_at(schedule: Schedule, t: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -19,9 +20,6 @@ Level = float | Tensor  # timestep or sigma: a number, or one per sample with sh
 
 class MLP(nn.Module):
     """Fully connected denoiser of points with a sinusoidal embedding of the noise level.
-
-    It holds no state beside its parameters, so ``torch.func.functional_call`` under ``torch.vmap`` runs a stack of
-    them at once (`stack`).
 
     Parameters
     ----------
@@ -98,12 +96,44 @@ class EDM(nn.Module):
         return c_skip * x + c_out * self.net(c_in * x, level)
 
 
-def stack(modules: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers of equal networks stacked along a new first axis, to train them as one ensemble.
+class Stack(nn.Module):
+    """Networks of one architecture side by side: x (n, B, d), level (n, B) -> (n, B, out).
 
-    Use with ``torch.vmap(lambda p, b, x, t: torch.func.functional_call(net, (p, b), (x, t)))``.
+    One optimizer step on the sum of their losses trains each of the n as if it were alone.
     """
-    return torch.func.stack_module_state(list(modules))
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        weights, buffers = torch.func.stack_module_state(list(members))
+        self.names, self.buffer_names = list(weights), list(buffers)
+        self.members = nn.ParameterList([value.detach().clone() for value in weights.values()])  # each (n, ...)
+        for name, value in buffers.items():
+            self.register_buffer(name.replace(".", "_"), value, persistent=False)
+        self.architecture = (copy.deepcopy(members[0]).to("meta"),)  # in a tuple: not a module of its own
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.members[0])
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """Send block i through network i."""
+        state = dict(zip(self.names, self.members, strict=True))
+        state |= {name: getattr(self, name.replace(".", "_")) for name in self.buffer_names}
+        call = torch.vmap(lambda s, *inputs: torch.func.functional_call(self.architecture[0], s, inputs))
+        return call(state, x, level)
+
+    def rows(self, x: Tensor, level: Tensor) -> Tensor:
+        """Do the same for rows x (n B, d) and level (n B,), the form that samplers and losses want."""
+        blocks = (value.unflatten(0, (len(self), -1)) for value in (x, level))
+        return self(*blocks).flatten(0, 1)  # (n B, out)
+
+    def select(self, index: Sequence[int]) -> Stack:
+        """Return a stack of trainable copies of the members at `index`, which may repeat."""
+        chosen, index = copy.deepcopy(self), list(index)
+        chosen.members = nn.ParameterList([value.detach()[index].clone() for value in self.members])
+        for name in self.buffer_names:
+            setattr(chosen, name.replace(".", "_"), getattr(self, name.replace(".", "_"))[index])
+        return chosen
 
 
 def small_unet(
@@ -148,8 +178,9 @@ def small_unet(
 
 
 def eps_model(unet: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Noise prediction ``model(x_t, t) -> eps`` of a diffusers U-Net."""
-    return lambda x_t, t: unet(x_t, t).sample
+    """Noise prediction ``model(x_t, t) -> eps`` of a diffusers U-Net, without the variance that some predict."""
+    channels = unet.config["in_channels"]
+    return lambda x_t, t: unet(x_t, t).sample[:, :channels].to(x_t.dtype)
 
 
 def parameter_count(module: nn.Module, trainable: bool = False) -> int:

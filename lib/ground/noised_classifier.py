@@ -73,7 +73,6 @@ def train_noised(
     lr: float = 1e-4,
     weight_decay: float = 1e-4,
     seed: int = 0,
-    progress: bool = True,
 ) -> History:
     """Train a noised classifier in place by cross-entropy (Sec. 4.1), timesteps uniform; afterwards it is frozen.
 
@@ -126,7 +125,7 @@ def train_noised(
         return {"cross_entropy": loss.detach()}
 
     modules, optimizers = {"classifier": classifier}, {"classifier": optimizer}
-    history = train(step, sample, modules, optimizers, steps, seed=seed, progress=progress)
+    history = train(step, sample, modules, optimizers, steps, seed=seed)
     classifier.requires_grad_(False).eval()
     return history
 

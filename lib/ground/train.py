@@ -6,7 +6,6 @@ A run killed at any moment and started again ends with the same weights, bit for
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 import time
@@ -21,7 +20,6 @@ from tqdm.auto import tqdm
 
 from lib.ground import checkpoint
 from lib.ground.checkpoint import History, State
-from lib.record.files import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["History", "train"]
 
 Values = Mapping[str, float | Tensor]
+FETCH = 10  # steps after which losses are read from the device
 
 
 def train(
@@ -41,46 +40,35 @@ def train(
     ema: Mapping[str, float] | None = None,
     folder: str | Path | None = None,
     save_every: int = 0,
-    resume: bool = True,
-    progress: bool = True,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: Callable[[int, History], None] | None = None,
     parameters: Mapping[str, Any] | None = None,
     accelerator: Accelerator | None = None,
-    history: History | None = None,
 ) -> History:
     """Train networks in place for `steps` steps, or for those that a checkpoint in `folder` still lacks.
 
     Parameters
     ----------
-    step : callable
+    step
         ``step(batch)`` does the backward passes and optimizer steps and returns its losses by name.
-    sample : callable
+    sample
         ``sample(generator)`` draws a batch, noise and timesteps included, from that CPU generator alone.
-    modules, optimizers : mappings by name
-        All that training changes. An "optimizer" is anything with ``state_dict`` and ``load_state_dict``, so a
+    modules, optimizers
+        All that training changes, by name. An "optimizer" is anything with ``state_dict`` and ``load_state_dict``, so a
         learning-rate scheduler may be one.
-    seed : int
-        Seed of the generator and of torch's global random numbers inside the loop; those outside are left alone.
-    ema : mapping, optional
+    seed
+        Of the generator and of torch's global random numbers inside the loop; those outside are left alone.
+    ema
         Decay of the exponential moving average for each network that is to have one.
-    folder : path, optional
+    folder
         Where checkpoints go: at the end, at Ctrl-C and every `save_every` steps (0: not in between).
-    resume : bool
-        Continue from the checkpoint in `folder`; false deletes it and starts anew.
-    on_step : callable, optional
-        ``on_step(i, values)`` after step i = 1, ..., steps, in every process.
-    parameters : mapping, optional
-        Settings, as JSON, that a resumed run must share with its checkpoint (an entry "steps" may differ).
-    accelerator : Accelerator, optional
+    on_step
+        ``on_step(i, history)`` after step i = 1, ..., steps, in every process.
+    parameters
+        Settings, as JSON, that a resumed run must share with its checkpoint.
+    accelerator
         With several processes each draws its own batches, from seed + its number; `step` has to keep the networks
         equal, by averaging gradients over the processes. All begin with the weights of the main process, which alone
         writes and shows the progress. Networks may be prepared (wrapped) or not. `folder` must be one for all.
-    history : History, optional
-        An empty one to fill, so that `on_step` can look at it; there `ema` holds the averages of the parameters.
-
-    Returns
-    -------
-    History
 
     Raises
     ------
@@ -92,12 +80,10 @@ def train(
         stop when one of them is told to.
     """
     ema = dict(ema or {})
-    if unknown := ema.keys() - modules.keys():
-        raise UserError(f"ema: there is no network '{min(unknown)}'; choose from {', '.join(modules)}")
     if accelerator:
         modules = {name: accelerator.unwrap_model(module) for name, module in modules.items()}
     place = None if folder is None else checkpoint.writable(Path(folder))
-    run = State(modules, optimizers, ema, torch.Generator(), {}, place, history or History(), accelerator)
+    run = State(modules, optimizers, ema, torch.Generator(), {}, place, History(), accelerator)
     run.generator.manual_seed(seed + run.rank)
     kinds = {name: type(optimizer).__name__ for name, optimizer in optimizers.items()}
     settings = {"seed": seed, "ema": ema, "optimizers": kinds, "processes": run.processes, **(parameters or {})}
@@ -107,11 +93,9 @@ def train(
         run.history.ema[name] = {k: p.detach().clone() for k, p in modules[name].named_parameters()}
     with torch.random.fork_rng(devices=checkpoint.cuda_devices(modules)):
         torch.manual_seed(seed + run.rank)
-        if place and resume:
+        if place:
             checkpoint.resume(run, steps)
-        elif place and run.rank == 0:
-            checkpoint.delete(place.glob(checkpoint.NAMES))
-        _loop(run, step, sample, steps, save_every, progress, on_step)
+        _loop(run, step, sample, steps, save_every, on_step)
     run.history.ema = {name: modules[name].state_dict() | average for name, average in run.history.ema.items()}
     return run.history
 
@@ -127,55 +111,60 @@ def _begin_equal(run: State) -> None:
             tensor.copy_(broadcast(tensor.contiguous()))
 
 
-def _loop(
-    run: State, step: Callable, sample: Callable, steps: int, save_every: int, progress: bool, on_step: Callable | None
-) -> None:
+def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: int, on_step: Callable | None) -> None:
     history, before, began = run.history, run.history.seconds, time.perf_counter()
     live = {name: [p.detach() for p in run.modules[name].parameters()] for name in run.decays}
     pairs = [(list(history.ema[name].values()), live[name], 1 - decay) for name, decay in run.decays.items()]
-    alone = run.processes == 1
+    waiting: list[Values] = []  # of steps whose values are still on the device
     with (
         _deferred_interrupt(terminate=run.accelerator is not None) as interrupted,
-        tqdm(total=steps, initial=run.step, disable=not progress or run.rank > 0, mininterval=0.5) as bar,
+        tqdm(total=steps, initial=run.step, leave=False, disable=run.rank > 0, mininterval=0.5) as bar,
     ):
         while run.step < steps:
-            values, stop = _agreed(step(sample(run.generator)), interrupted.is_set(), run)
+            waiting.append(step(sample(run.generator)))
             for average, weights, share in pairs:
                 torch._foreach_lerp_(average, weights, share)  # in place, one call for all tensors
-            for name, value in values.items():
-                history.values.setdefault(name, []).append(value)
             run.step += 1
             history.seconds = before + time.perf_counter() - began
+            due = run.step == steps or bool(save_every and run.step % save_every == 0)
+            stop = interrupted.is_set() and run.processes == 1  # several processes have to agree first
+            if due or stop or run.step % FETCH == 0:
+                stop = _fetch(waiting, interrupted.is_set(), run)
+                waiting = []
             if on_step:
-                on_step(run.step, values)
+                on_step(run.step, history)
             if bar.update():
                 bar.set_postfix_str(_recent(history), refresh=False)
-            if alone:
-                stop = interrupted.is_set()  # several processes hear of it after the next step
-            if stop or run.step == steps or (save_every and run.step % save_every == 0):
+            stop |= interrupted.is_set() and run.processes == 1
+            if stop or due:
+                if waiting:
+                    _fetch(waiting, stop, run)
+                    waiting = []
                 checkpoint.save(run)
             if stop:
                 raise KeyboardInterrupt
 
 
-def _agreed(values: Values, stop: bool, run: State) -> tuple[dict[str, float], bool]:
-    """Values as floats, their mean over the processes, and whether any of these is to stop; so all stop together."""
-    numbers = {name: v.item() if isinstance(v, Tensor) else float(v) for name, v in values.items()}
-    if run.accelerator is None or run.processes == 1:
-        _check(numbers, run)
-        return numbers, stop
-    row = torch.tensor([stop, *numbers.values()], dtype=torch.float64, device=run.accelerator.device)
-    rows = run.accelerator.gather(row).view(run.processes, -1).cpu()  # (processes, 1 + values)
-    for rank, others in enumerate(rows[:, 1:].tolist()):
-        _check(dict(zip(numbers, others, strict=True)), run, f" in process {rank}")
-    return dict(zip(numbers, rows[:, 1:].mean(0).tolist(), strict=True)), bool(rows[:, 0].any())
+def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
+    """Read the values of some steps into the history, their mean over the processes; return whether any is to stop.
 
-
-def _check(values: dict[str, float], run: State, where: str = "") -> None:
-    """End the run at a value that is not finite."""
-    for name, number in values.items():
-        if not math.isfinite(number):
-            raise run.stopped(run.step + 1, f"'{name}' is {number}{where}")
+    One read for all, because a GPU stops for each.
+    """
+    names = list(waiting[0])
+    device = next((v.device for v in waiting[0].values() if isinstance(v, Tensor)), torch.device("cpu"))
+    rows = torch.stack([torch.stack([torch.as_tensor(v, device=device).double() for v in w.values()]) for w in waiting])
+    if run.accelerator and run.processes > 1:
+        flag = torch.full_like(rows[:1], float(stop))
+        every = run.accelerator.gather(torch.cat([flag, rows]).to(run.accelerator.device)[None]).cpu()
+        stop, every = bool(every[:, 0].any()), every[:, 1:]  # (processes, steps, values)
+    else:
+        every = rows.cpu()[None]
+    for rank, i, k in (~every.isfinite()).nonzero().tolist()[:1]:
+        where = f" in process {rank}" if run.processes > 1 else ""
+        raise run.stopped(run.step - len(waiting) + 1 + i, f"'{names[k]}' is {float(every[rank, i, k])}{where}")
+    for name, column in zip(names, every.mean(0).T.tolist(), strict=True):
+        run.history.values.setdefault(name, []).extend(column)
+    return stop
 
 
 def _recent(history: History, window: int = 50) -> str:

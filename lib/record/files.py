@@ -1,12 +1,17 @@
-"""Results files, and the errors and atomic writes that every module shares; imports nothing heavy."""
+"""Results files, and what every module shares: errors in one line, atomic writes, locks; imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
@@ -44,6 +49,55 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield a draft beside `folder` that takes its place by one rename at the end, or is removed after an error."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
+    try:
+        yield draft
+        draft.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def reading(path: Path | str, remedy: str) -> Iterator[None]:
+    """Turn what a library raises over a file of weights, in its many ways, into one line that ends with `remedy`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        why = "missing"
+    except Exception as error:
+        shapes = any(words in str(error) for words in ("size mismatch", "ignore_mismatched_sizes", "shape"))
+        why = "weights have other shapes" if shapes else f"truncated or damaged ({type(error).__name__})"
+    else:
+        return
+    raise UserError(f"{path}: {why}; {remedy}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`: of several processes one makes it, the others wait."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_results(path: Path) -> dict[str, Any]:

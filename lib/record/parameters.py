@@ -26,18 +26,11 @@ class ParameterError(UserError):
     """A parameter that is unknown, of the wrong type or out of range."""
 
 
-def non_negative(**values: Any) -> None:
-    """Refuse a number, or a tensor's smallest entry, that is negative or not finite.
-
-    Raises
-    ------
-    UserError
-        With the name of the first such value.
-    """
+def non_negative(**values: float) -> None:
+    """Refuse a number that is negative or not finite, by its name."""
     for name, value in values.items():
-        smallest = float(torch.as_tensor(value).min())
-        if not (math.isfinite(smallest) and smallest >= 0):
-            raise UserError(f"{name}: {smallest:g} given; it should be 0 or larger")
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{name}: {value:g} given; it should be 0 or larger")
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:

@@ -97,18 +97,15 @@ class Run:
         """Return the seeds of this run, `seeds` consecutive numbers from `seed`."""
         return list(range(self.parameters.seed, self.parameters.seed + self.parameters.seeds))
 
-    def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> str:
-        """Record a measured number (or its values over seeds); pages of the book quote it by `key`.
-
-        Returns
-        -------
-        str
-            Mean and 95 % interval as text.
-        """
+    def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> None:
+        """Record a measured number (or its values over seeds); pages of the book quote it by `key`."""
         array = np.atleast_1d(np.asarray(values, dtype=float))
         spread = claims.interval(array)
         kept = {"values": array.tolist()} if 1 < len(array) <= KEPT_VALUES and spread["mean"] is not None else {}
         self.numbers[key] = {**spread, "unit": unit, "text": claims.text(spread, unit, digits), **kept}
+
+    def text(self, key: str) -> str:
+        """Return a recorded number as pages quote it: mean and 95 % interval."""
         return self.numbers[key]["text"]
 
     def table(self, name: str, rows: list[dict[str, Any]], note: str = "") -> None:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lib.ground.train import train
 from lib.measures.perceptual import Embedding
-from lib.record.files import UserError, write_atomic
+from lib.record.files import UserError, reading, write_atomic
 from lib.worlds import digits as data
 
 with warnings.catch_warnings():
@@ -79,7 +79,6 @@ def train_classifier(
     seed: int = 0,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
-    progress: bool = True,
 ) -> Classifier:
     """Train a classifier on the training parts of both domains, with noise and shifts of up to one pixel.
 
@@ -113,7 +112,7 @@ def train_classifier(
         return {name: loss.detach() for name, loss in losses.items()}
 
     optimizers = {"classifier": optimizer, "decay": decay}
-    train(step, sample, {"classifier": classifier}, optimizers, steps, seed=seed, folder=folder, progress=progress)
+    train(step, sample, {"classifier": classifier}, optimizers, steps, seed=seed, folder=folder)
     return classifier.eval()
 
 
@@ -133,30 +132,12 @@ def save_classifier(classifier: Classifier, path: Path) -> None:
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
-    """Read a classifier written by `save_classifier`.
-
-    Raises
-    ------
-    UserError
-        The file is missing, truncated, or not a classifier of this version.
-    """
-    if not path.is_file():
-        raise UserError(f"classifier file {path} is missing; run the notebook 50_source first, or name another folder")
-    try:
+    """Read a classifier written by `save_classifier`."""
+    with reading(path, "delete it and run the notebook 50_source, or name another folder"):
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads((file.metadata() or {})["classifier"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError:
-        raise UserError(f"classifier file {path} is truncated or damaged; delete it and run 50_source again") from None
-    except KeyError:
-        raise UserError(f"classifier file {path} holds something else; name a folder made by 50_source") from None
-    classifier = Classifier(**meta)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError:
-        raise UserError(
-            f"classifier file {path} has weights of another shape; delete it, run 50_source again"
-        ) from None
+        classifier = Classifier(**meta)
+        classifier.load_state_dict(load_file(path))
     return classifier.to(device).eval()
 
 

@@ -66,7 +66,6 @@ def class_model(
     drop: float = 0.15,
     seed: int = 0,
     device: Device = "cpu",
-    progress: bool = True,
 ) -> tuple[UNet2DModel, Schedule]:
     """Load the model with prompts in `folder`, or train it there, as `lib.worlds.sources.source_model` does.
 
@@ -98,7 +97,7 @@ def class_model(
 
         return with_prompts(small_unet(size, channels)), draw
 
-    denoiser(folder, settings, prepare, device, progress)
+    denoiser(folder, settings, prepare, device)
     return load(folder, device)
 
 

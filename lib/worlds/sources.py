@@ -6,14 +6,10 @@ The folder has diffusers' layout, so ``DDPMPipeline.from_pretrained(folder)`` an
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ from lib.ground import diffusion
 from lib.ground.diffusion import Schedule
 from lib.ground.nets import eps_model, small_unet
 from lib.ground.train import train
-from lib.record.files import UserError, write_atomic
+from lib.record.files import UserError, alone, reading, replacing, write_atomic
 from lib.worlds import digits as data
 from lib.worlds import judge as metrics
 
@@ -47,7 +43,6 @@ def source_model(
     ema: float = 0.995,
     seed: int = 0,
     device: Device = "cpu",
-    progress: bool = True,
 ) -> tuple[UNet2DModel, Schedule]:
     """Load the source model in `folder`, or train it there if it is missing or was trained with other settings.
 
@@ -71,7 +66,7 @@ def source_model(
 
         return small_unet(size, channels), draw
 
-    denoiser(folder, settings, prepare, device, progress)
+    denoiser(folder, settings, prepare, device)
     return load(folder, device)
 
 
@@ -80,7 +75,6 @@ def denoiser(
     settings: dict[str, Any],
     prepare: Callable[[], tuple[UNet2DModel, Draw]],
     device: Device = "cpu",
-    progress: bool = True,
 ) -> None:
     """See that `folder` holds a noise-predicting U-Net trained with `settings`; if not, train it there.
 
@@ -106,7 +100,7 @@ def denoiser(
         raise UserError(f"channels = {channels} at size = {size}: {text}")
 
     def make(checkpoints: Path, target: Path) -> None:
-        unet, spent = _train(checkpoints, settings, prepare, device, progress)
+        unet, spent = _train(checkpoints, settings, prepare, device)
         scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
         DDPMPipeline(unet.cpu(), scheduler).save_pretrained(target)
         write_atomic(target / SECONDS, json.dumps(round(spent, 1)))
@@ -115,7 +109,7 @@ def denoiser(
 
 
 def classifier(
-    folder: Path, size: int = 16, steps: int = 400, seed: int = 0, device: Device = "cpu", progress: bool = True
+    folder: Path, size: int = 16, steps: int = 400, seed: int = 0, device: Device = "cpu"
 ) -> metrics.Classifier:
     """Load the digit-and-domain classifier in `folder`, or train it there, as `source_model` does.
 
@@ -126,7 +120,7 @@ def classifier(
     """
 
     def make(checkpoints: Path, target: Path) -> None:
-        trained = metrics.train_classifier(size, steps, seed=seed, device=device, folder=checkpoints, progress=progress)
+        trained = metrics.train_classifier(size, steps, seed=seed, device=device, folder=checkpoints)
         metrics.save_classifier(trained, target / "model.safetensors")
 
     _artefact(Path(folder), {"size": size, "steps": steps, "seed": seed}, make)
@@ -191,14 +185,9 @@ def load(
     for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{what} {folder}: {name} is missing; run {notebook} first, or name another folder")
-    try:
+    with reading(folder, f"delete the folder and run {notebook} again"):
         unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, use_safetensors=True)
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    except Exception as error:  # the libraries report a damaged file in many ways
-        text = str(error)
-        shape = "size mismatch" in text or "ignore_mismatched_sizes" in text or "shape" in text
-        why = "weights have other shapes than unet/config.json says" if shape else "a file is truncated or damaged"
-        raise UserError(f"{what} {folder}: {why}; delete the folder and run {notebook} again") from None
     return unet.to(device, memory_format=torch.channels_last).eval(), diffusion.from_diffusers(scheduler)
 
 
@@ -215,22 +204,18 @@ def seconds(folder: Path | str) -> float:
         return math.nan
 
 
-def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int = 0, steps: int = 40, batch: int = 250) -> Tensor:
-    """Draw n images (n, c, size, size) by ancestral sampling (Ho et al. 2020, Alg. 2) in few steps, x0 clamped.
+def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int = 0, steps: int = 40) -> Tensor:
+    """Draw n images (n, c, size, size) by ancestral sampling (Ho et al. 2020, Alg. 2) in few steps, all from `seed`.
 
     A briefly trained model is not exact at the highest noise; fresh noise at each step repairs that, deterministic
-    DDIM carries it on. All noise comes from `seed`.
+    DDIM carries it on.
     """
-    channels, side = unet.config["in_channels"], unet.config["sample_size"]
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n, channels, side, side, generator=generator)
-    draw = partial(diffusion.sample_ddpm, eps_model(unet), schedule, steps=steps, generator=generator, clip=True)
-    return torch.cat([draw(x.to(unet.device)) for x in noise.split(batch)]).cpu()
+    side, generator = unet.config["sample_size"], torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, unet.config["in_channels"], side, side, generator=generator)
+    return diffusion.sample(eps_model(unet), schedule, noise, steps, generator, device=unet.device)
 
 
-def _train(
-    checkpoints: Path, settings: dict[str, Any], prepare: Callable, device: Device, progress: bool
-) -> tuple[Any, float]:
+def _train(checkpoints: Path, settings: dict[str, Any], prepare: Callable, device: Device) -> tuple[Any, float]:
     """Train what `prepare` returns, see `denoiser`; returns the model with its averaged weights, and seconds."""
     steps, schedule = settings["steps"], diffusion.linear()
     with torch.random.fork_rng(devices=[]):
@@ -266,7 +251,6 @@ def _train(
         ema={"unet": settings["ema"]},
         folder=checkpoints,
         save_every=200,
-        progress=progress,
         parameters=settings,
     )
     unet.load_state_dict(history.ema["unet"])
@@ -280,22 +264,16 @@ def _rate(i: int, steps: int) -> float:
 
 def _artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
     """See that `folder` exists and was made with `settings`; else ``make(checkpoints, target)`` and put it in place."""
-    with _alone(folder):
+    with alone(folder):
         if _made_with(folder, settings):
             return
         checkpoints = folder.with_name(f".{folder.name}.training")
         if _settings(checkpoints) != settings:  # of a run with other settings, stopped half-way
             shutil.rmtree(checkpoints, ignore_errors=True)
         write_atomic(checkpoints / SETTINGS, json.dumps(settings))
-        target = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with replacing(folder) as target:
             make(checkpoints, target)
             write_atomic(target / SETTINGS, json.dumps(settings, indent=1))
-            target.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            target.rename(folder)
-        finally:
-            shutil.rmtree(target, ignore_errors=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -315,17 +293,3 @@ def _settings(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, so that of two processes one trains and the other waits."""
-    path = folder.with_name(f".{folder.name}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
-        yield
