@@ -100,19 +100,15 @@ class Branch(nn.Module):
         return self.up(self.norm_out(F.interpolate(z, size=tuple(size), mode="nearest")))
 
     def beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """Forward hook of a residual or attention block."""
+        """Forward hook of a block, or of the last convolution: the head's branch takes what `before_head` has seen."""
+        x = args[0] if self.seen is None else self.seen
+        self.seen = None
         temb = args[1] if len(args) > 1 else kwargs.get("temb")
-        return output + self(args[0], output.shape[-2:], temb)
+        return output + self(x, output.shape[-2:], temb)
 
     def before_head(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep the input of the output head until `after_head`."""
+        """Keep the input of the output head, which begins with a normalisation, until its last convolution."""
         self.seen = args[0]
-
-    def after_head(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the last convolution."""
-        x, self.seen = self.seen, None
-        assert x is not None
-        return output + self(x, output.shape[-2:])
 
 
 class Adaptor(nn.Module):
@@ -126,11 +122,9 @@ class Adaptor(nn.Module):
         for name, module, sizes in _sites(unet):
             branch = Branch(*sizes, c=c, d=d, heads=heads)
             self.branches[name] = branch
+            self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
             if name == HEAD:
                 self._handles.append(unet.conv_norm_out.register_forward_pre_hook(branch.before_head))
-                self._handles.append(module.register_forward_hook(branch.after_head))
-            else:
-                self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
         self.to(unet.device, unet.dtype)
 
     @classmethod

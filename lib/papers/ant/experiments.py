@@ -6,12 +6,13 @@ sampled with the same noises at the start and at each step.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.ground import diffusion, nets
@@ -23,9 +24,14 @@ from lib.papers.ant import method as ant
 from lib.worlds import digits as data
 from lib.worlds import judge as metrics
 
-Arrays = dict[str, NDArray[Any]]
-MEASURES = ("realism", "frechet", "intra_lpips", "digits", "distance")
-BALANCE = ("spread", "copies", "transferred", "copies_end")
+Values = dict[str, Any]  # numbers and small arrays
+MEASURES = {
+    "realism": "share handwritten",
+    "frechet": "Frechet distance",
+    "intra_lpips": "Intra-LPIPS (digit features)",
+    "digits": "classes",
+    "distance": "distance to nearest shot",
+}
 SHOTS, SHOWN = 10, 10  # target images; samples of each run that are kept to be shown
 TOLD_AT = 250  # timestep at which the classifier of the guidance is judged
 GAMMA, OMEGA = 5.0, 0.02  # the paper's
@@ -33,7 +39,7 @@ GAMMA, OMEGA = 5.0, 0.02  # the paper's
 
 @dataclass(frozen=True)
 class Arm:
-    """What one fine-tuning trains and how, and the iterations at which it is sampled."""
+    """What one fine-tuning trains and how, and the iterations at which it is sampled; 0 is the source."""
 
     stops: tuple[int, ...]
     lr: float
@@ -57,11 +63,8 @@ class Draw:
 
     def classifier(self, told: int = SHOTS) -> NoisedClassifier:
         """Return a classifier of noised images that has seen so many target images, the shots among them."""
-        seen = self.shots
-        if told > SHOTS:
-            more = data.limited(self.digits, told - SHOTS, range(10), self.seed + 500)
-            seen = torch.cat([seen, more.images])
-        classifier, p = NoisedClassifier(self.unet), self.p
+        more = data.limited(self.digits, told - SHOTS, range(10), self.seed + 500).images
+        seen, p, classifier = torch.cat([self.shots, more]), self.p, NoisedClassifier(self.unet)
         options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": self.seed}
         train_noised(classifier, self.schedule, self.printed, seen, p.classifier_steps, **options)
         return classifier
@@ -74,14 +77,13 @@ class Draw:
         return diffusion.sample(model, self.schedule, noise, steps, draws, device=unet.device)
 
     def train(self, arm: Arm, classifier: NoisedClassifier) -> list[Tensor]:
-        """Fine-tune a copy of the source by Algorithm 1, or by what the arm leaves of it; its samples at the stops."""
+        """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0."""
         p, guidance = self.p, ant.classifier_guidance(classifier) if arm.gamma else None
         unet, trained = ant_images.student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
         model, samples = nets.eps_model(unet), []
 
         def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            parts = {"omega": arm.omega, "J": arm.J, "sign": arm.sign}
-            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, **parts)
+            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J, sign=arm.sign)
 
         def look(i: int, history: Any) -> None:
             if i in arm.stops:
@@ -91,36 +93,37 @@ class Draw:
         finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], options, look)
         return samples
 
-    def measure(self, samples: Tensor) -> list[float]:
-        """Return the MEASURES of samples (n, 1, h, w)."""
+    def measure(self, samples: Tensor) -> dict[str, float]:
+        """Return the measures of samples (n, 1, h, w), by the names in MEASURES."""
         verdicts = metrics.judge(self.judge, samples)
-        frechet = distances.frechet_distance(verdicts.features, self.target)
-        diversity = perceptual.intra_lpips(self.embed(samples), self.embed(self.shots)).value
-        nearest = distances.nearest(samples, self.shots)[0].mean().item()
-        return [metrics.realism(verdicts), frechet, diversity, len(verdicts.digit.unique()), nearest]
+        return {
+            "realism": metrics.realism(verdicts),
+            "frechet": distances.frechet_distance(verdicts.features, self.target),
+            "intra_lpips": perceptual.intra_lpips(self.embed(samples), self.embed(self.shots)).value,
+            "digits": len(verdicts.digit.unique()),
+            "distance": distances.nearest(samples, self.shots)[0].mean().item(),
+        }
 
-    def handwritten(self, samples: Tensor) -> Tensor:
-        """Return which samples (n, 1, h, w) the judge takes for handwritten, (n,)."""
-        return metrics.judge(self.judge, samples).domain == metrics.HANDWRITTEN
+    def balance(self, arm: Arm, samples: list[Tensor]) -> dict[str, float]:
+        """Return the numbers of claim A5 from an arm's samples at its stops.
 
-    def balance(self, arm: Arm, samples: list[Tensor], start: Tensor, k: int) -> list[float]:
-        """Return the BALANCE of an arm (claim A5).
-
-        Spread over noises of log2 of the first of k stops at which a sample is handwritten, without noises whose sample
-        is so at the start (n,); copies when 80 % have transferred; the iteration of that; copies at the last stop.
+        Spread of log2 of the checkpoint at which a noise's sample becomes handwritten, without those that are so from
+        the start; copies when 80 % of the samples have transferred; the iteration of that; copies at the last stop.
         """
-        flags = torch.stack([self.handwritten(x) for x in samples])  # (stops, n)
-        times = ant_images.first_handwritten(flags[:k, ~start], arm.stops[:k])
+        flags = torch.stack([metrics.judge(self.judge, x).domain == metrics.HANDWRITTEN for x in samples])  # (stops, n)
+        k = 1 + len(set(self.p.checkpoints))  # stops that all arms have
+        times = ant_images.first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
         radius = ant_images.copy_radius(self.shots, self.digits.images)
         copies = [ant_images.copies(x, self.shots, radius) for x in samples]
-        reached = (flags.float().mean(1) >= ant_images.TRANSFERRED).nonzero().flatten().tolist()
-        when = [copies[reached[0]], arm.stops[reached[0]]] if reached else [np.nan, np.nan]
-        return [times.log2().std().item(), *when, copies[-1]]
+        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= ant_images.TRANSFERRED]
+        copied, when = (copies[reached[0]], arm.stops[reached[0]]) if reached else (np.nan, np.nan)
+        spread = times.log2().std().item()
+        return {"spread": spread, "copies": copied, "transferred": when, "copies_end": copies[-1]}
 
 
 def arms(p: Any) -> dict[str, Arm]:
     """Return the arms of claims A3 and A5; the plain ones run longer, because an ANT step costs J + 1 of theirs."""
-    short = tuple(sorted(set(p.checkpoints)))
+    short = (0, *sorted(set(p.checkpoints)))
     plain = Arm(tuple(sorted({*short, *p.checkpoints_plain})), p.lr_adaptor)
     guided = Arm(short, p.lr_adaptor, gamma=p.gamma)
     unguided = Arm(short, p.lr_adaptor, J=p.ascents, omega=p.omega)
@@ -134,32 +137,29 @@ def arms(p: Any) -> dict[str, Arm]:
     }
 
 
-def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Arrays:
+def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Values:
     """Train and measure all arms on one draw of the shots.
 
-    For "source" and each arm: NAME, the MEASURES at every stop (stops, 5); "NAME balance" (4,), arms only;
-    "NAME samples" (stops, SHOWN, 1, h, w) and "NAME flags" (stops, SHOWN), whether these are handwritten. Beside them
-    "shots" (10, 1, h, w) and "told", the shares of printed and handwritten digits that the classifier tells.
+    For each arm "ARM MEASURE" at its stops (stops,), the numbers of :meth:`Draw.balance`, and "ARM samples" (stops,
+    SHOWN, 1, h, w). Beside them "shots" (10, 1, h, w), and the shares of printed and of handwritten digits that the
+    classifier tells, "told_source" and "told_target".
     """
     draw = Draw(seed, p, unet, schedule, judge)
-    classifier = draw.classifier()
+    classifier, start = draw.classifier(), draw.sample(unet)
     told = accuracy(classifier, schedule, draw.printed[::10], draw.digits.images[::10], TOLD_AT, seed)
-    found: Arrays = {"shots": draw.shots.numpy(), "told": np.array(told)}
-    start = draw.sample(unet)
-    found |= {"source": np.array([draw.measure(start)]), "source samples": start[None, :SHOWN].numpy()}
+    found: Values = {"shots": draw.shots.numpy(), "told_source": told[0], "told_target": told[1]}
     for name, arm in arms(p).items():
-        samples = draw.train(arm, classifier)
-        found[name] = np.array([draw.measure(x) for x in samples])
+        samples = [start, *draw.train(arm, classifier)]
+        points = [draw.measure(x) for x in samples]
+        found |= {f"{name} {measure}": np.array([point[measure] for point in points]) for measure in MEASURES}
+        found |= {f"{name} {key}": value for key, value in draw.balance(arm, samples).items()}
         found[f"{name} samples"] = torch.stack(samples)[:, :SHOWN].numpy()
-        found[f"{name} flags"] = torch.stack([draw.handwritten(x[:SHOWN]) for x in samples]).numpy()
-        k = len(set(p.checkpoints))
-        found[f"{name} balance"] = np.array(draw.balance(arm, samples, draw.handwritten(start), k))
     return found
 
 
 def settings(p: Any) -> dict[str, dict[float, Arm]]:
     """Return the runs of claim A6: two sweeps through the paper's values, and a better informed classifier."""
-    paper = Arm((p.iterations,), p.lr, gamma=GAMMA, J=p.ascents)
+    paper = Arm((0, p.iterations), p.lr, gamma=GAMMA, J=p.ascents)
     return {
         "gamma": {gamma: replace(paper, gamma=gamma) for gamma in sorted(set(p.gammas))},
         "omega": {omega: replace(paper, omega=omega) for omega in sorted(set(p.omegas))},
@@ -167,28 +167,35 @@ def settings(p: Any) -> dict[str, dict[float, Arm]]:
     }
 
 
-def sensitivity(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Arrays:
+def sensitivity(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Values:
     """Train and measure all `settings` on one draw of the shots.
 
-    For "source" and each run, such as "gamma 5": NAME, the MEASURES (5,), and "NAME samples" (SHOWN, 1, h, w).
+    For "source" and each run, such as "gamma 5", the measures, and for each run "RUN samples" (SHOWN, 1, h, w).
     """
     draw = Draw(seed, p, unet, schedule, judge)
     classifiers = {told: draw.classifier(told) for told in (SHOTS, p.classifier_shots)}
-    found: Arrays = {"source": np.array(draw.measure(draw.sample(unet)))}
-    samples: dict[Arm, Tensor] = {}  # the sweeps meet in one run
+    found: Values = {f"source {measure}": value for measure, value in draw.measure(draw.sample(unet)).items()}
+    last: dict[Arm, Tensor] = {}  # the sweeps meet in one run
     for sweep, runs in settings(p).items():
         for value, arm in runs.items():
-            if arm not in samples:
-                samples[arm] = draw.train(arm, classifiers[arm.told])[-1]
-            found[f"{sweep} {value:g}"] = np.array(draw.measure(samples[arm]))
-            found[f"{sweep} {value:g} samples"] = samples[arm][:SHOWN].numpy()
+            if arm not in last:
+                last[arm] = draw.train(arm, classifiers[arm.told])[-1]
+            name = f"{sweep} {value:g}"
+            found |= {f"{name} {measure}": number for measure, number in draw.measure(last[arm]).items()}
+            found[f"{name} samples"] = last[arm][:SHOWN].numpy()
     return found
 
 
-def row(points: NDArray[Any]) -> dict[str, float | str]:
-    """Return the mean over the draws of each measure (draws, 5); in words where no cluster of Intra-LPIPS has a pair."""
-    means = [float(x.mean()) if np.isfinite(x).all() else "not defined" for x in points.T]
-    return dict(zip(MEASURES, means, strict=True))
+def over_draws(draws: list[Values]) -> Values:
+    """Return each value of several draws as one array, (draws, ...)."""
+    return {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
+
+
+def row(values: Values, name: str, keys: Iterable[str] = MEASURES, stop: int | None = None) -> dict[str, float | str]:
+    """Return means over the draws of a run's values, at one stop where there are several; in words where undefined."""
+    chosen = {key: values[f"{name} {key}"] for key in keys}
+    means = {key: float((x if stop is None else x[:, stop]).mean()) for key, x in chosen.items()}
+    return {key: "not defined" if math.isnan(mean) else mean for key, mean in means.items()}
 
 
 def protocol(p: Any) -> str:

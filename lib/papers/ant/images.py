@@ -48,7 +48,7 @@ def first_handwritten(handwritten: Tensor, iterations: Sequence[int]) -> Tensor:
 
 
 def copy_radius(shots: Tensor, real: Tensor, quantile: float = 0.01) -> float:
-    """Return the distance to the nearest shot below which a sample counts as a copy: 1 % of other real images are nearer.
+    """Return the distance to the nearest shot below which a sample counts as a copy, as 1 % of other real images do.
 
     Root mean square of the pixels; shots (k, c, h, w) are left out where they are among the real images (n, c, h, w).
     """
