@@ -91,11 +91,6 @@ def save(run: State) -> None:
     """Check the weights; write this step's checkpoint, switch to it by one rename, delete the older ones.
 
     With several processes all call this; the main one writes, the others wait for it.
-
-    Raises
-    ------
-    UserError
-        A weight that is not finite, in any process.
     """
     bad = _not_finite(run)
     answers = run.everyone((bad, _random_state(run)))
@@ -111,13 +106,7 @@ def save(run: State) -> None:
 
 
 def resume(run: State, steps: int) -> None:
-    """Put the newest checkpoint of the run's folder, if there is one, into `run`.
-
-    Raises
-    ------
-    UserError
-        A checkpoint that is damaged, of other settings or of more than `steps` steps, the same one in all processes.
-    """
+    """Put the newest checkpoint of the run's folder, if there is one, into `run`."""
     problem = None
     try:
         if run.folder and (found := newest(run.folder)):
@@ -146,13 +135,7 @@ def delete(paths: Any) -> None:
 
 
 def writable(folder: Path) -> Path:
-    """Return `folder`, made if it was not there.
-
-    Raises
-    ------
-    UserError
-        It cannot be written.
-    """
+    """Return `folder`, made if it was not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -20,22 +20,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from tqdm.auto import tqdm
 
 from lib.record.files import UserError
 
 Model = Callable[[Tensor, Tensor], Tensor]
 Denoiser = Callable[[Tensor, float], Tensor]
+_TABLES = WeakTensorKeyDictionary()  # of `Schedule.at`: values -> their copies by device and type
 
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The noise levels of a diffusion process and all conversions between its quantities.
 
-    Parameters
-    ----------
-    alpha_bar : Tensor (T,), float64
-        Share of the signal's variance left at each timestep, falling from about 1 to about 0.
+    `alpha_bar` (T,), float64, is the share of the signal's variance left at each timestep, falling from about 1 to
+    about 0.
     """
 
     alpha_bar: Tensor
@@ -67,8 +67,10 @@ class Schedule:
 
     def at(self, values: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
         """Entries ``values[t]`` in the type and on the device of `x`, shaped to multiply a batch like `x`."""
-        t = torch.as_tensor(t, device=x.device)
-        picked = values.to(x.device, x.dtype)[t]
+        tables, kind = _TABLES.setdefault(values, {}), (x.device, x.dtype)
+        if kind not in tables:  # a copy at every call would stop a GPU at every step
+            tables[kind] = values.to(*kind)
+        picked = tables[kind][torch.as_tensor(t, device=x.device)]
         return picked.reshape(picked.shape + (1,) * (x.ndim - picked.ndim))  # (B,) -> (B, 1, ...)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
@@ -123,13 +125,7 @@ def _from_betas(betas: Tensor) -> Schedule:
 
 
 def ddim_timesteps(T: int, steps: int) -> Tensor:
-    """Increasing timesteps of a sampler with `steps` steps: 0, T // steps, 2 (T // steps), ... ("leading", no offset).
-
-    Raises
-    ------
-    UserError
-        `steps` is not between 1 and T.
-    """
+    """Increasing timesteps of a sampler: 0, T // steps, 2 (T // steps), ... ("leading", no offset)."""
     if not 1 <= steps <= T:
         raise UserError(f"steps={steps}: give a whole number from 1 to the schedule's {T} timesteps")
     return torch.arange(steps) * (T // steps)
@@ -144,25 +140,9 @@ def sample_ddpm(
     generator: torch.Generator | None = None,
     clip: bool = False,
 ) -> Tensor:
-    """Ancestral sampling with the posterior variance "fixed small" (Ho et al. 2020, Alg. 2, Eq. 7).
+    """Ancestral sampling from x_T (B, ...) with the posterior variance "fixed small" (Ho et al. 2020, Alg. 2, Eq. 7).
 
-    Parameters
-    ----------
-    model : callable
-        Noise prediction ``model(x_t, t)``, t of shape (B,).
-    x_T : Tensor (B, ...)
-        Standard normal start.
-    steps : int, optional
-        Number of steps; all T of the schedule by default.
-    generator : torch.Generator
-        Source of the noise.
-    clip : bool
-        Clamp every estimate of x0 to [-1, 1].
-
-    Raises
-    ------
-    UserError
-        No generator; `steps` out of range.
+    `steps` is all T of the schedule by default; `clip` clamps every estimate of x0 to [-1, 1].
     """
     x = x_T
     for t, previous in trajectory(schedule, schedule.T if steps is None else steps):
@@ -190,24 +170,13 @@ def sample_ddim(
 
     Parameters
     ----------
-    model : callable
-        Noise prediction ``model(x_t, t)``, t of shape (B,).
-    x_T : Tensor (B, ...)
-        Standard normal start, or a sample of noise level `start`.
-    steps : int
-        Steps of the whole trajectory; with `start` only those at or below it are taken.
-    generator : torch.Generator
-        Source of the noise; needed if `eta` is positive.
-    start : int, optional
-        Timestep of `x_T`, one of ``ddim_timesteps(T, steps)``; the noisiest of them by default.
-    clip : bool
+    x_T
+        Standard normal start (B, ...), or a sample of noise level `start`.
+    steps
+        Steps of the whole trajectory; with `start`, a timestep of it, only those at or below are taken.
+    clip
         Clamp every estimate of x0 to [-1, 1] and derive the noise from it again, as the official code of SDFT does
         (diffusers' ``use_clipped_model_output``).
-
-    Raises
-    ------
-    UserError
-        `steps` or `start` out of range; `eta` positive without a generator.
     """
     x = x_T
     for t, previous in trajectory(schedule, steps, start):
@@ -234,7 +203,7 @@ def sample(
     With a generator: ancestral sampling, with fresh noise at every step. Without one: deterministic DDIM.
     """
     parts = []
-    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False, disable=len(noise) <= batch):
+    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False):
         x_T = x_T.to(device)
         if generator is None:
             images = sample_ddim(model, schedule, x_T, steps, clip=True)
@@ -248,27 +217,11 @@ def sample(
 def invert_ddim(
     model: Model, schedule: Schedule, x0: Tensor, steps: int = 40, iterations: int = 1, stop: int | None = None
 ) -> Tensor:
-    """DDIM backwards, from a clean sample to the noise that DDIM sampling turns into it.
+    """DDIM backwards, from clean samples (B, ...) to the noise that DDIM sampling turns into them.
 
     One iteration is the usual approximation: the noise of the next level is predicted from the present sample
     (diffusers' ``DDIMInverseScheduler``). More iterations solve each step's implicit equation by fixed point, so that
-    sampling gives `x0` back to rounding error.
-
-    Parameters
-    ----------
-    x0 : Tensor (B, ...)
-        Clean samples.
-    steps : int
-        Steps of the whole trajectory, as in `sample_ddim`.
-    iterations : int
-        Model calls a step.
-    stop : int, optional
-        Timestep to end at, one of ``ddim_timesteps(T, steps)``; the noisiest of them by default.
-
-    Raises
-    ------
-    UserError
-        `steps` or `stop` out of range.
+    sampling gives `x0` back to rounding error. With `stop`, a timestep of the trajectory, the walk ends there.
     """
     x = x0
     for t, previous in reversed(trajectory(schedule, steps, stop)):
@@ -292,14 +245,8 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
 def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
     """Deterministic second-order sampling (Karras et al. 2022, Alg. 1; Alg. 2 with S_churn = 0).
 
-    Parameters
-    ----------
-    denoise : callable
-        Estimate of the clean sample ``denoise(x, sigma)`` for x = x0 + sigma eps; sigma is a float.
-    x : Tensor (B, ...)
-        Start at noise level ``sigmas[0]``, for example ``sigmas[0]`` times standard normal noise.
-    sigmas : Tensor (n,)
-        Any falling list of noise levels; a final 0 is reached with an Euler step.
+    From x (B, ...) at noise level ``sigmas[0]`` down any falling list of levels; a final 0 is reached with an Euler
+    step. ``denoise(x, sigma)`` estimates the clean sample for x = x0 + sigma eps, sigma a float.
     """
     levels = [float(sigma) for sigma in sigmas]
     for sigma, following in itertools.pairwise(levels):
@@ -316,11 +263,6 @@ def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list
     """Return the steps of a walk from `start` (default: the noisiest) down: pairs (timestep, next less noisy one).
 
     The last pair ends at -1, the clean sample.
-
-    Raises
-    ------
-    UserError
-        `steps` is out of range, or `start` is not one of ``ddim_timesteps(T, steps)``.
     """
     grid = ddim_timesteps(schedule.T, steps).tolist()
     if start is not None and start not in grid:
@@ -355,13 +297,7 @@ def batch_of(t: int, x: Tensor) -> Tensor:
 
 
 def draw_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return standard normal noise like x, drawn on the generator's device.
-
-    Raises
-    ------
-    UserError
-        There is no generator.
-    """
+    """Return standard normal noise like x, drawn on the generator's device."""
     if generator is None:
         raise UserError("generator: this sampler draws noise; give a torch.Generator with a seed of your choice")
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

@@ -117,9 +117,10 @@ def finetune(
         return sums
 
     def after(i: int, history: History) -> None:
-        student.eval()
-        on_step(i, history)  # type: ignore[misc] (called only if there is one)
-        student.train()
+        if on_step:
+            student.eval()
+            on_step(i, history)
+            student.train()
 
     settings = {name: getattr(o, name) for name in ("batch", "lr", "betas", "weight_decay", "accumulate")}
     settings |= {name: getattr(o, name) for name in ("warmup", "clip", "flip")} | {"images": images.shape}
@@ -135,7 +136,7 @@ def finetune(
             {"student": o.ema} if o.ema else None,
             folder=o.folder,
             save_every=o.save_every,
-            on_step=after if on_step else None,
+            on_step=after,
             parameters=settings | dict(o.parameters),
             accelerator=accelerator,
         )

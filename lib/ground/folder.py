@@ -56,14 +56,7 @@ def images(
     recursive: bool = False,
     cache: str | Path | None = None,
 ) -> torch.Tensor:
-    """Read every image of a folder: upright, centre-cropped to a square, resized; parameters and errors as in `read`.
-
-    Returns
-    -------
-    torch.Tensor
-        (n, channels, size, size) float32 in [-1, 1], in the order of the file names. A line is printed for what was
-        skipped.
-    """
+    """Read every image of a folder as `read` does: (n, channels, size, size) in [-1, 1]; prints what was skipped."""
     found = read(folder, size, channels, damaged, recursive, cache)
     if found.skipped:
         print(f"{folder}: skipped {listed(found.skipped)}")
@@ -79,14 +72,10 @@ def read(
     cache: str | Path | None = None,
     threads: int | None = None,
 ) -> Read:
-    """Read every image of a folder: upright, centre-cropped to a square, resized.
+    """Read every image of a folder: upright, centre-cropped to a square, resized to `size` pixels.
 
     Parameters
     ----------
-    folder
-        Folder with image files.
-    size
-        Side in pixels.
     channels
         1 (grey) or 3 (RGB). Transparent pixels are laid on white; of an animation the first picture counts.
     damaged
@@ -96,14 +85,6 @@ def read(
     cache
         Folder in which a copy at this size is kept as one file and found again as long as names, sizes and times of
         the image files stay; None: no copy.
-    threads
-        How many files to read at a time; the number of processors by default.
-
-    Raises
-    ------
-    UserError
-        The folder is missing or holds no image; files are damaged (they are counted and named) and are not to be
-        skipped, or no other is left; an option is unknown.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -138,14 +119,7 @@ def collect(
 ) -> Read:
     """Decode image files side by side, or take the copy kept in `cache`; see `read`.
 
-    Parameters
-    ----------
-    files
-        Names, and paths or opened files.
-    where
-        What messages call the place.
-    marks
-        What must be unchanged for the kept copy to hold, as JSON.
+    `where` is what messages call the place, `marks` (JSON) what must be unchanged for the kept copy to hold.
     """
     if damaged not in DAMAGED:
         raise UserError(f"damaged: '{damaged}' given; one of {', '.join(DAMAGED)}")

@@ -19,23 +19,11 @@ Level = float | Tensor  # timestep or sigma: a number, or one per sample with sh
 
 
 class MLP(nn.Module):
-    """Fully connected denoiser of points with a sinusoidal embedding of the noise level.
+    """Fully connected denoiser of points (B, dim) with a sinusoidal embedding of the noise level.
 
-    Parameters
-    ----------
-    dim : int
-        Dimension of a point.
-    width : int
-        Units of each hidden layer.
-    depth : int
-        Number of hidden layers.
-    level : {"t", "sigma"}
-        What the second argument of `forward` is: a 0-based timestep below 1000 or so, or a positive noise level
-        (embedded as ``log(sigma) / 4``, Karras et al. 2022, Tab. 1).
-    frequencies : int
-        Sine and cosine pairs of the embedding.
-    out : int, optional
-        Dimension of the output; `dim` by default.
+    `level` says what the second argument of `forward` is: "t", a timestep below 1000 or so, or "sigma", a positive
+    noise level (embedded as ``log(sigma) / 4``, Karras et al. 2022, Tab. 1). The output has `out` numbers, by default
+    `dim`.
     """
 
     rates: Tensor
@@ -72,15 +60,7 @@ class MLP(nn.Module):
 
 
 class EDM(nn.Module):
-    """Denoiser ``D(x, sigma) = c_skip x + c_out F(c_in x, sigma)`` around a network F (Karras et al. 2022, Eq. 7).
-
-    Parameters
-    ----------
-    net : nn.Module
-        F, called with the scaled sample and the noise level.
-    sigma_data : float
-        Standard deviation of the clean data.
-    """
+    """Denoiser ``D(x, sigma) = c_skip x + c_out F(c_in x, sigma)`` around a network F (Karras et al. 2022, Eq. 7)."""
 
     def __init__(self, net: nn.Module, sigma_data: float = 1.0) -> None:
         super().__init__()
@@ -145,19 +125,8 @@ def small_unet(
 ) -> UNet2DModel:
     """U-Net that predicts noise, attention at the lowest resolution only (Ho et al. 2020, App. B, much smaller).
 
-    Parameters
-    ----------
-    size : int
-        Height and width of the image; divisible by ``2 ** (len(channels) - 1)``.
-    channels : sequence of int
-        Channels of each resolution, from the full one to the lowest; divisible by `groups`.
-    layers : int
-        Residual blocks a resolution.
-
-    Raises
-    ------
-    UserError
-        The size does not halve that often, or the lowest resolution's channels do not split into attention heads.
+    `size` is a multiple of ``2 ** (len(channels) - 1)``; `channels` go from the full resolution to the lowest, with
+    `layers` residual blocks each.
     """
     plain = len(channels) - 1
     if size % 2**plain:

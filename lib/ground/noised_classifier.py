@@ -16,19 +16,12 @@ from lib.record.files import UserError
 class NoisedClassifier(nn.Module):
     """Time-dependent classifier with the encoder of a diffusion model's own U-Net and a new linear head.
 
-    The paper takes the noised ImageNet classifiers of guided diffusion (Dhariwal and Nichol 2021; one for 256 x 256
-    images and one for 64 x 64), replaces the last layer by one with two classes, and trains for 300 iterations at
-    learning rate 1e-4 and batch 64. Those weights have no form that diffusers loads, and fit no other image size. The
-    encoder of the source model itself has also been trained on noised images at every timestep, and is there for any
-    U-Net: so the classifier begins with copies of its input convolution, time embedding, down blocks and middle block.
-    On top come a group normalisation, the mean over positions, and a linear layer, zero at the start (p = 1/2).
-
-    Parameters
-    ----------
-    unet : UNet2DModel
-        A diffusers U-Net; it is left as it is and shares nothing with the classifier.
-    classes : int
-        Number of classes; with two, 0 is the source and 1 the target.
+    The paper takes the noised ImageNet classifiers of guided diffusion (Dhariwal and Nichol 2021), replaces the last
+    layer by one with two classes, and trains for 300 iterations at learning rate 1e-4 and batch 64. Those weights have
+    no form that diffusers loads, and fit no other image size. The encoder of the source model itself has also been
+    trained on noised images at every timestep, and is there for any U-Net: so the classifier begins with copies of its
+    input convolution, time embedding, down blocks and middle block. On top come a group normalisation, the mean over
+    positions, and a linear layer, zero at the start (p = 1/2). Class 0 is the source, 1 the target.
     """
 
     def __init__(self, unet: Any, classes: int = 2) -> None:
@@ -76,28 +69,9 @@ def train_noised(
 ) -> History:
     """Train a noised classifier in place by cross-entropy (Sec. 4.1), timesteps uniform; afterwards it is frozen.
 
-    The default number of steps, batch and learning rate are the paper's, the weight decay is the official code's.
-
-    Parameters
-    ----------
-    classifier
-        ``logits = classifier(x_t, t)``, (B, 2), e.g. :class:`NoisedClassifier`.
-    schedule
-        Noise schedule of the diffusion model.
-    source_images, target_images
-        Images of both domains, (n, c, h, w) in [-1, 1]; half of every batch is drawn from each, with replacement.
-    steps, batch, lr, weight_decay, seed
-        Length of the training, images a step, and the options of AdamW; `seed` decides images, timesteps and noises.
-
-    Returns
-    -------
-    History
-        Its ``values["cross_entropy"]`` has one entry a step.
-
-    Raises
-    ------
-    UserError
-        If batch is odd or below 2, or the images of the two domains differ in shape.
+    ``logits = classifier(x_t, t)`` (B, 2). Images of both domains are (n, c, h, w) in [-1, 1]; half of every batch is
+    drawn from each, with replacement. Steps, batch and learning rate are the paper's, the weight decay is the official
+    code's.
     """
     domains = (source_images, target_images)  # 0 source, 1 target
     if batch < 2 or batch % 2:

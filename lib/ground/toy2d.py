@@ -20,44 +20,16 @@ Level = float | Tensor  # a noise level, see the module docstring for its shapes
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Mixture of Gaussians that share one standard deviation.
-
-    Parameters
-    ----------
-    means
-        Centres of the components, shape (k, d).
-    std
-        Standard deviation of every component, in every direction.
-    weights
-        Probabilities of the components, shape (k,); equal if left out.
-
-    Raises
-    ------
-    UserError
-        If a shape does not fit, ``std`` is not positive, or ``weights`` are not probabilities.
-    """
+    """Equal mixture of k Gaussians with centres `means` (k, d) and one standard deviation `std` in every direction."""
 
     means: Tensor
     std: float
-    weights: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is not a mixture."""
-        if self.means.ndim != 2:
-            raise UserError(f"means: shape {tuple(self.means.shape)} is not (components, dimensions)")
-        if not self.std > 0:
-            raise UserError(f"std: {self.std} is not a positive number")
-        if self.weights is not None:
-            if self.weights.shape != self.means.shape[:1]:
-                raise UserError(f"weights: {tuple(self.weights.shape)} values for {len(self.means)} components")
-            if (self.weights < 0).any() or abs(float(self.weights.sum()) - 1) > 1e-6:
-                raise UserError("weights: must not be negative and must sum to 1")
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` points, shape (n, d), in the type of ``means`` and on the device of the generator."""
         device = generator.device
-        probabilities = self._weights(self.means).to(device)
-        k = torch.multinomial(probabilities, n, replacement=True, generator=generator)  # (n,)
+        equal = torch.ones(len(self.means), dtype=self.means.dtype, device=device)
+        k = torch.multinomial(equal, n, replacement=True, generator=generator)  # (n,)
         noise = torch.randn(n, self.means.shape[1], generator=generator, device=device, dtype=self.means.dtype)
         return self.means.to(device)[k] + self.std * noise  # (n, d)
 
@@ -66,7 +38,7 @@ class Mixture:
         variance = self._variance(x, sigma)
         squared = (x[..., None, :] - self.means.to(x)).square().sum(-1)  # (..., k)
         normaliser = 0.5 * x.shape[-1] * (2 * math.pi * variance).log()  # (..., 1)
-        return torch.logsumexp(self._weights(x).log() - squared / (2 * variance) - normaliser, dim=-1)  # (...)
+        return torch.logsumexp(-squared / (2 * variance) - normaliser, dim=-1) - math.log(len(self.means))  # (...)
 
     def score(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
         """Gradient of :meth:`log_prob` in ``x``, shape (..., d)."""
@@ -78,11 +50,6 @@ class Mixture:
         variance = self._variance(x, sigma)
         noise = variance - self.std**2  # sigma squared, shaped like variance
         return (self.std**2 * x + noise * self._expected_mean(x, variance)) / variance
-
-    def _weights(self, like: Tensor) -> Tensor:
-        if self.weights is None:
-            return torch.full_like(self.means[:, 0], 1 / len(self.means)).to(like)  # (k,)
-        return self.weights.to(like)  # (k,)
 
     def _variance(self, x: Tensor, sigma: Level) -> Tensor:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
@@ -96,20 +63,12 @@ class Mixture:
         """Mean of the components' centres, weighted by their probability given the noisy point."""
         means = self.means.to(x)
         # |x|^2 is common to all components, so the softmax does not need it.
-        logits = self._weights(x).log() + (x @ means.T - 0.5 * means.square().sum(-1)) / variance  # (..., k)
+        logits = (x @ means.T - 0.5 * means.square().sum(-1)) / variance  # (..., k)
         return logits.softmax(-1) @ means  # (..., d)
 
 
 class Gaussian(Mixture):
-    """Isotropic Gaussian: a mixture of one component.
-
-    Parameters
-    ----------
-    mean
-        Its centre, shape (d,).
-    std
-        Its standard deviation in every direction.
-    """
+    """Isotropic Gaussian: a mixture of one component."""
 
     def __init__(self, mean: Tensor, std: float) -> None:
         super().__init__(mean[None], std)
@@ -121,15 +80,7 @@ class Gaussian(Mixture):
 
 
 def eight_gaussians(radius: float = 4.0, std: float = 0.5) -> Mixture:
-    """Eight equal Gaussians on a circle, the usual 2-D target of generative models.
-
-    Parameters
-    ----------
-    radius
-        Distance of the centres from the origin.
-    std
-        Standard deviation of each.
-    """
+    """Eight equal Gaussians on a circle, the usual 2-D target of generative models."""
     angles = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
     centres = radius * torch.stack([angles.cos(), angles.sin()], dim=-1)  # (8, 2)
     return Mixture(centres.to(torch.get_default_dtype()), std)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +116,11 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
     history, before, began = run.history, run.history.seconds, time.perf_counter()
     live = {name: [p.detach() for p in run.modules[name].parameters()] for name in run.decays}
     pairs = [(list(history.ema[name].values()), live[name], 1 - decay) for name, decay in run.decays.items()]
+    quiet: dict[str, Any] = {"disable": True} if run.rank else {}  # else as TQDM_DISABLE says
     waiting: list[Values] = []  # of steps whose values are still on the device
     with (
         _deferred_interrupt(terminate=run.accelerator is not None) as interrupted,
-        tqdm(total=steps, initial=run.step, leave=False, disable=run.rank > 0, mininterval=0.5) as bar,
+        tqdm(total=steps, initial=run.step, leave=False, mininterval=0.5, **quiet) as bar,
     ):
         while run.step < steps:
             waiting.append(step(sample(run.generator)))
@@ -152,7 +154,8 @@ def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
     """
     names = list(waiting[0])
     device = next((v.device for v in waiting[0].values() if isinstance(v, Tensor)), torch.device("cpu"))
-    rows = torch.stack([torch.stack([torch.as_tensor(v, device=device).double() for v in w.values()]) for w in waiting])
+    as_double = partial(torch.as_tensor, dtype=torch.float64, device=device)
+    rows = torch.stack([torch.stack([as_double(v) for v in w.values()]) for w in waiting])
     if run.accelerator and run.processes > 1:
         flag = torch.full_like(rows[:1], float(stop))
         every = run.accelerator.gather(torch.cat([flag, rows]).to(run.accelerator.device)[None]).cpu()

@@ -44,15 +44,7 @@ class Clip:
         return self.model.config.vision_config.image_size
 
     def images(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Return unit features (n, d) of images (n, 3 or 1, h, w) in [-1, 1], with gradient if they have one.
-
-        Raises
-        ------
-        UserError
-            Images of another shape.
-        """
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise UserError(f"images: shape {tuple(images.shape)} given; it should be (n, 3, h, w) or (n, 1, h, w)")
+        """Return unit features (n, d) of images (n, 3 or 1, h, w) in [-1, 1], with gradient if they have one."""
         parts = [self._features(part) for part in images.split(batch)]
         return F.normalize(torch.cat(parts), dim=1)
 
@@ -65,13 +57,7 @@ class Clip:
 
     @torch.no_grad()
     def text(self, prompt: str, templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """Return the unit feature (d,) of a prompt: the mean over templates, each with {} where the prompt goes.
-
-        Raises
-        ------
-        UserError
-            An empty prompt.
-        """
+        """Return the unit feature (d,) of a prompt: the mean over templates, each with {} where the prompt goes."""
         if not prompt.strip():
             raise UserError("prompt: empty; give a few words, such as 'painting of a man without glasses'")
         texts = [template.format(prompt) for template in templates]
@@ -82,13 +68,7 @@ class Clip:
 
 
 def load(name_or_folder: str = DEFAULT, device: torch.device | str = "cpu") -> Clip:
-    """Load CLIP from a local folder, or from the hub by its id; the weights are frozen.
-
-    Raises
-    ------
-    UserError
-        It is neither a folder with CLIP's files nor a model within reach.
-    """
+    """Load CLIP from a local folder, or from the hub by its id; the weights are frozen."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     try:
@@ -107,13 +87,7 @@ def load(name_or_folder: str = DEFAULT, device: torch.device | str = "cpu") -> C
 
 @torch.no_grad()
 def similarity(clip: Clip, images: Tensor, prompt: str, templates: Sequence[str] = ("{}",)) -> Tensor:
-    """Return the cosine of each image (n, 3 or 1, h, w) in [-1, 1] with a prompt, shape (n,), on the CPU.
-
-    Raises
-    ------
-    UserError
-        Images of another shape; an empty prompt.
-    """
+    """Return the cosine of each image (n, 3 or 1, h, w) in [-1, 1] with a prompt, shape (n,), on the CPU."""
     return (clip.images(images) @ clip.text(prompt, templates)).cpu()
 
 
@@ -121,11 +95,6 @@ def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) 
     """Return the image files of a folder, most similar to the prompt first, and their cosines (n,).
 
     At most `batch` images are in memory at a time, so that a large collection can be scored.
-
-    Raises
-    ------
-    UserError
-        The folder is missing or holds no image, or a file is damaged; an empty prompt.
     """
     folder = Path(folder).expanduser()
     files = folders.image_files(folder) if folder.is_dir() else []
@@ -140,58 +109,23 @@ def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) 
     return [files[i] for i in order.tolist()], scores
 
 
-def direction_loss(
-    clip: Clip, edited: Tensor, original: Tensor, target: str, source: str, templates: Sequence[str] = TEMPLATES
-) -> Tensor:
-    """Return L_dir = 1 - cos(change of the image feature, change of the text feature), one value an image (n,).
-
-    StyleGAN-NADA's loss (Gal et al. 2022), as Asyrp uses it (Kwon et al. 2023, Sec. 3). An image that did not change
-    has no direction, and loss 1.
-
-    Parameters
-    ----------
-    edited, original
-        Images before and after, (n, 3 or 1, h, w) in [-1, 1]; the gradient goes to `edited`.
-    target, source
-        What the images should show, and what they show; such as "smiling face" and "face".
-
-    Raises
-    ------
-    UserError
-        Equal texts, an empty one, or images of another shape.
-    """
-    return _loss_along(clip, edited, original, _text_direction(clip, target, source, templates))
-
-
 def toward(
     clip: Clip, target: str, source: str, templates: Sequence[str] = TEMPLATES
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the objective for :func:`lib.papers.baselines.asyrp.learn`: ``-log((2 - L_dir) / 2)``, mean over the
-    images.
+    """Return the objective of Asyrp (Kwon et al. 2023, Sec. 3): ``-log((2 - L_dir) / 2)``, mean over the images.
 
-    L_dir lies between 0 (exactly the wanted change) and 2 (its opposite, where the objective is clipped at 13.8).
-
-    Raises
-    ------
-    UserError
-        Equal texts, or an empty one.
+    ``L_dir = 1 - cos(change of the image feature, change of the text feature)`` is StyleGAN-NADA's loss (Gal et al.
+    2022): 0 is exactly the wanted change, 1 no change, 2 its opposite, where the objective is clipped at 13.8. Called
+    with images before and after, ``objective(edited, original)``; the gradient goes to `edited`.
     """
-    text = _text_direction(clip, target, source, templates)
-
-    def objective(edited: Tensor, original: Tensor) -> Tensor:
-        loss = _loss_along(clip, edited, original, text)  # (n,)
-        return -((2 - loss) / 2).clamp(min=1e-6).log().mean()
-
-    return objective
-
-
-def _loss_along(clip: Clip, edited: Tensor, original: Tensor, text: Tensor) -> Tensor:
-    with torch.no_grad():
-        before = clip.images(original)
-    return 1 - F.cosine_similarity(clip.images(edited) - before, text[None], dim=1)
-
-
-def _text_direction(clip: Clip, target: str, source: str, templates: Sequence[str]) -> Tensor:
     if target == source:
         raise UserError(f"target: '{target}' is also the source text; give two different ones")
-    return F.normalize(clip.text(target, templates) - clip.text(source, templates), dim=0)
+    text = F.normalize(clip.text(target, templates) - clip.text(source, templates), dim=0)
+
+    def objective(edited: Tensor, original: Tensor) -> Tensor:
+        with torch.no_grad():
+            before = clip.images(original)
+        cosine = F.cosine_similarity(clip.images(edited) - before, text[None], dim=1)  # (n,)
+        return -((1 + cosine) / 2).clamp(min=1e-6).log().mean()
+
+    return objective

@@ -30,20 +30,8 @@ ROWS = 1000  # rows of a block of distances
 
 
 def protocol(measure: str, sets: Mapping[str, int], features: str, resize: str = "none", **options: Any) -> str:
-    """Return one line to print and record beside a number.
-
-    Parameters
-    ----------
-    measure
-        Its name.
-    sets
-        Number of images of each set, in the order in which the measure takes them.
-    features
-        In what the images are compared: a network, or pixels.
-    resize
-        Filter and size, or none.
-    **options
-        Anything else the number depends on, such as k or a seed.
+    """Return one line to print and record beside a number: the measure, the sizes of its sets in the order in which it
+    takes them, the features compared, the resizing, and whatever else the number depends on.
     """
     counted = ", ".join(f"{n:,} {name}" for name, n in sets.items())
     more = "".join(f"; {name} = {value}" for name, value in options.items())
@@ -55,11 +43,6 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
     Images (n, c, h, w) in [-1, 1] are clamped and mapped to [0, 1], so that the peak is 1. One mean square error an
     image, over all channels.
-
-    Raises
-    ------
-    UserError
-        The two sets have different shapes.
     """
     a, b = _pairs(images, reference)
     return peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3)).to(images.dtype)
@@ -69,11 +52,6 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each pair, (n,), 1 for equal images, by torchmetrics (Wang et al. 2004).
 
     Gaussian window of 11 x 11 pixels and standard deviation 1.5, on images mapped as in :func:`psnr`.
-
-    Raises
-    ------
-    UserError
-        The two sets have different shapes, or a side is shorter than the window.
     """
     a, b = _pairs(images, reference)
     if min(a.shape[-2:]) < 11:
@@ -103,11 +81,6 @@ def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> PrecisionRe
 
     The manifold of a set is the union of balls around its members, each as large as the distance to the member's k-th
     nearest neighbour in the set. Take equally many images of both sets: more images, smaller balls.
-
-    Raises
-    ------
-    UserError
-        A set has not more than k members, the widths differ, or a feature is not finite.
     """
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
         shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
@@ -143,21 +116,7 @@ def folder_distances(
     """Return FID and KID of two folders of images by clean-fid with its own Inception, as its default mode has them.
 
     Every image is resized to 299 x 299 by Pillow's bicubic filter, which does not alias; features are computed once for
-    both numbers.
-
-    Parameters
-    ----------
-    generated, reference
-        Folders of images (png, jpg, ...), searched with their subfolders.
-    device, batch
-        Where and how many at a time.
-    seed
-        Of the random subsets of KID: 100 of up to 1,000 images each.
-
-    Raises
-    ------
-    UserError
-        A folder has fewer than two images; the network's weights are neither there nor can they be downloaded.
+    both numbers. KID averages over 100 subsets of up to 1,000 images each, drawn with `seed`.
     """
     for folder in (generated, reference):
         _check_folder(Path(folder))
@@ -183,13 +142,7 @@ def folder_features(folder: str | Path, model: Any, device: torch.device | str =
 
 
 def inception(device: torch.device | str = "cpu") -> Any:
-    """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once.
-
-    Raises
-    ------
-    UserError
-        The weights are neither there nor can they be downloaded, or the file is damaged.
-    """
+    """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file, url = folder / INCEPTION, downloads_helper.inception_url
     try:
@@ -226,11 +179,6 @@ def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.nd
 
     A small multiple of the identity is added to both covariances, because features that are always equal (or fewer
     images than features) make them singular and the matrix square root inaccurate.
-
-    Raises
-    ------
-    UserError
-        A set has fewer than two rows, the widths differ, or a feature is not finite.
     """
     a, b = _checked(features_a, features_b)
     covariances = [np.cov(x, rowvar=False) for x in (a, b)]
@@ -245,19 +193,10 @@ def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.nd
 def kernel_distance(
     features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray, subsets: int = 50, size: int = 500, seed: int = 0
 ) -> float:
-    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features.
+    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features (n,
+    d).
 
-    Parameters
-    ----------
-    features_a, features_b : (n, d)
-        Features of the two sets.
-    subsets, size : int
-        Number and largest size of the random subsets it averages over, drawn with `seed`.
-
-    Raises
-    ------
-    UserError
-        A set has fewer than two rows, the widths differ, or a feature is not finite.
+    The mean over `subsets` random subsets of up to `size` rows, drawn with `seed`.
     """
     a, b = _checked(features_a, features_b)
     with _numpy_seed(seed):
@@ -287,18 +226,8 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> float:
     """Return how much more agreement one trade-off curve has than another at the same realism.
 
-    Both are interpolated linearly between their checkpoints; the difference is averaged over the realism that both
-    reach between their checkpoints.
-
-    Parameters
-    ----------
-    ours, other
-        Checkpoints, (k, 2): realism and agreement; in any order.
-
-    Returns
-    -------
-    float
-        Mean of ours minus other; not a number if the curves have no realism in common.
+    Curves are checkpoints (k, 2), realism and agreement, in any order, interpolated linearly; the difference is
+    averaged over the realism that both reach. Not a number if they have none in common.
     """
     (x, y), (u, v) = (np.asarray(sorted(map(tuple, curve.tolist()))).T for curve in (ours, other))
     low, high = max(x[0], u[0]), min(x[-1], u[-1])

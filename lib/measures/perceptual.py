@@ -8,6 +8,7 @@ pair, and the mean over all pairs of a set follows from n, the sum of z and the 
 
 from __future__ import annotations
 
+import math
 import urllib.error
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -67,27 +68,16 @@ class Embedding:
 
 
 def lpips_features(
-    net: str = "vgg", size: int = 256, device: torch.device | str = "cpu", random: bool = False, seed: int = 0
+    net: str = "vgg", size: int = 256, device: torch.device | str = "cpu", random: bool = False
 ) -> Embedding:
     """Return the embedding of LPIPS itself, version 0.1: trunk and heads of the `lpips` package (BSD-2-Clause).
 
-    Parameters
-    ----------
-    net
-        Trunk: vgg (Intra-LPIPS), alex or squeeze.
-    size
-        Images of another size are resized to this one (bilinear, antialiased); grey ones get three equal channels.
-    random
-        Draw the trunk from `seed` instead of loading ImageNet weights: for tests and timings, measures nothing.
-
-    Raises
-    ------
-    UserError
-        Unknown net; the trunk's weights are neither there nor can they be downloaded; a head has a negative weight.
+    The trunk is vgg (as Intra-LPIPS has it), alex or squeeze. Images of another size are resized (bilinear,
+    antialiased); grey ones get three equal channels. A `random` trunk is for tests and timings, and measures nothing.
     """
     if net not in TRUNKS:
         raise UserError(f"net: '{net}' given; one of {', '.join(TRUNKS)}")
-    model = lpips_model(net, random, seed).to(device)
+    model = lpips_model(net, random).to(device)
     heads = [lin.model[-1].weight.detach().flatten() for lin in model.lins]  # (C_l,)
     if min(float(w.min()) for w in heads) < 0:
         raise UserError(f"net '{net}': a head of the lpips package has a negative weight, so LPIPS is no distance")
@@ -102,15 +92,15 @@ def lpips_features(
     return Embedding(name, layers, heads, torch.device(device))
 
 
-def lpips_model(net: str = "vgg", random: bool = False, seed: int = 0) -> Any:
-    """Return the `lpips` package's own module; parameters and errors as for :func:`lpips_features`."""
+def lpips_model(net: str = "vgg", random: bool = False) -> Any:
+    """Return the `lpips` package's own module, see :func:`lpips_features`."""
     import lpips
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net]
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # the package uses a former option of torchvision
-            torch.manual_seed(seed)
+            torch.manual_seed(0)
             return lpips.LPIPS(net=net, pnet_rand=random, verbose=False).eval().requires_grad_(False)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
@@ -146,7 +136,7 @@ class IntraLPIPS(NamedTuple):
     Read it beside a distance to the target: a model that was never adapted scores high, too.
     """
 
-    value: float  # mean over clusters; NaN if none counts
+    value: float  # mean over clusters; NaN if none has a pair
     spread: float  # population standard deviation over clusters, not over runs
     counts: tuple[int, ...]  # samples of each training image's cluster, before the cap
     nonempty: int  # clusters with a sample; a pair takes two
@@ -154,79 +144,25 @@ class IntraLPIPS(NamedTuple):
 
 
 def intra_lpips(
-    z_samples: Tensor,
-    z_training: Tensor,
-    cap: int | None = None,
-    empty: str = "drop",
-    seed: int = 0,
-    features: str = "",
+    embedding: Embedding, batches: Iterable[Tensor], training: Tensor, cap: int | None = None, seed: int = 0
 ) -> IntraLPIPS:
-    """Return Intra-LPIPS (Ojha et al. 2021, Sec. 4.1) of samples (n, D) for training images (k, D).
+    """Return Intra-LPIPS (Ojha et al. 2021, Sec. 4.1) of images that come in batches.
 
-    Each sample goes to the nearest training image. The mean over the pairs of a cluster of n is
-    ``(n sum |z|^2 - |sum z|^2) / (n (n - 1) / 2)``, without a pair being formed.
+    Each sample goes to the nearest training image, and clusters without a pair are left out, as in CDC's code. The mean
+    over the pairs of a cluster of n is ``(n sum |z|^2 - |sum z|^2) / (n (n - 1) / 2)``: one sum of z a cluster is in
+    memory, as a thousand embeddings of 32 MB (VGG, 256 px) do not fit.
 
     Parameters
     ----------
-    z_samples, z_training
-        From one :class:`Embedding`.
-    cap
-        At most so many random members of a cluster count (CDC's code: 50); None: all.
-    empty
-        Clusters without a pair: ``drop`` leaves them out (CDC's code), ``zero`` counts them as 0 (CRDI's).
-    seed
-        Of the random members.
-    features
-        Name of the embedding, for the protocol line.
-
-    Raises
-    ------
-    UserError
-        Shapes do not fit, a value is not finite, cap below 2, or empty is unknown.
-    """
-    _check(z_training, cap, empty)
-    if z_samples.ndim != 2 or z_samples.shape[1:] != z_training.shape[1:]:
-        shapes = f"{tuple(z_samples.shape)} and {tuple(z_training.shape)}"
-        raise UserError(f"embeddings of shapes {shapes}: give samples (n, D) and training images (k, D)")
-    distance, cluster = pairwise_lpips(z_samples, z_training).min(1)  # (n,)
-    priority = np.random.default_rng(seed).random(len(z_samples))  # (n,)
-    member = _members(cluster, len(z_training))  # (k, n)
-    counts = member.sum(1).long().tolist()
-    if cap is not None:
-        for row in member:
-            members = row.nonzero().flatten().cpu().numpy()
-            row[torch.from_numpy(members[np.argsort(priority[members])[cap:]]).to(row.device)] = 0
-    sums = _Sums(z_training)
-    sums.add(z_samples, distance, member)
-    return sums.result(counts, cap, empty, seed, features)
-
-
-def intra_lpips_stream(
-    embedding: Embedding,
-    batches: Iterable[Tensor],
-    training: Tensor,
-    cap: int | None = None,
-    empty: str = "drop",
-    seed: int = 0,
-) -> IntraLPIPS:
-    """Return :func:`intra_lpips` of images that come in batches, with one sum of z a cluster in memory.
-
-    At 256 px an embedding by VGG has 8 million numbers (32 MB), a thousand of them do not fit. With a cap the images
-    (not embeddings) of the members that count are kept and embedded once more.
-
-    Parameters
-    ----------
-    embedding
-        From :func:`lpips_features` or :func:`digit_features`.
     batches
         Samples, each batch (b, c, h, w) in [-1, 1]; a batch is embedded as a whole.
     training
         Training images, (k, c, h, w) in [-1, 1].
-    cap, empty, seed
-        As for :func:`intra_lpips`, with the same result.
+    cap
+        At most so many members of a cluster, drawn with `seed`, count (CDC's code: 50); their images are kept and
+        embedded once more. None: all.
     """
     z_training = embedding(training)
-    _check(z_training, cap, empty)
     generator = np.random.default_rng(seed)
     sums, counts = _Sums(z_training), [0] * len(z_training)
     kept: list[list[tuple[float, Tensor]]] = [[] for _ in counts]  # per cluster: priority, image
@@ -235,7 +171,7 @@ def intra_lpips_stream(
         distance, cluster = pairwise_lpips(z, z_training).min(1)
         priority = generator.random(len(images))
         if cap is None:
-            sums.add(z, distance, _members(cluster, len(counts)))
+            sums.add(z, distance, cluster)
         for j, i in enumerate(cluster.tolist()):
             counts[i] += 1
             if cap is not None:
@@ -243,14 +179,18 @@ def intra_lpips_stream(
     for i, entries in enumerate(kept):
         for start in range(0, len(entries), 8):
             z = embedding(torch.stack([image for _, image in entries[start : start + 8]]))
-            cluster = torch.full((len(z),), i, device=z.device)
-            sums.add(z, pairwise_lpips(z, z_training[i : i + 1])[:, 0], _members(cluster, len(counts)))
-    return sums.result(counts, cap, empty, seed, embedding.name)
-
-
-def _members(cluster: Tensor, k: int) -> Tensor:
-    """1 where sample j is in cluster i, else 0; (k, n), float64."""
-    return (cluster == torch.arange(k, device=cluster.device)[:, None]).double()
+            own = torch.full((len(z),), i, device=z.device)
+            sums.add(z, pairwise_lpips(z, z_training[i : i + 1])[:, 0], own)
+    means = sums.means()
+    if not means.isfinite().all():
+        raise UserError("embeddings hold a value that is not finite; look at the images they come from")
+    members = f"at most {cap} random members a cluster (seed {seed})" if cap else "all members of a cluster"
+    protocol = (
+        f"Intra-LPIPS, {embedding.name}: {sum(counts)} samples, {len(counts)} training images, {members}, "
+        f"{len(counts) - len(means)} of {len(counts)} clusters without a pair left out"
+    )
+    value, spread = (means.mean().item(), means.std(correction=0).item()) if len(means) else (math.nan, math.nan)
+    return IntraLPIPS(value, spread, tuple(counts), sum(n > 0 for n in counts), protocol)
 
 
 class _Sums:
@@ -262,8 +202,9 @@ class _Sums:
         self.squares = self.total.new_zeros(len(z_training))
         self.n = self.total.new_zeros(len(z_training))
 
-    def add(self, z: Tensor, distance: Tensor, member: Tensor) -> None:
-        """Add embeddings (m, D) with their distances to the training image (m,) to the clusters of `member` (k, m)."""
+    def add(self, z: Tensor, distance: Tensor, cluster: Tensor) -> None:
+        """Add embeddings (m, D) with their distances to the training image of their cluster, both (m,)."""
+        member = (cluster == torch.arange(len(self.n), device=cluster.device)[:, None]).double()  # (k, m)
         n = member.sum(1)
         columns = max(BLOCK // (len(z) + len(n)), 64)
         for total, part, origin in zip(*(x.split(columns, dim=1) for x in (self.total, z, self.origin)), strict=True):
@@ -271,26 +212,7 @@ class _Sums:
         self.squares += member @ distance
         self.n += n
 
-    def result(self, counts: Sequence[int], cap: int | None, empty: str, seed: int, features: str) -> IntraLPIPS:
-        if not (self.squares.isfinite().all() and self.total.isfinite().all()):
-            raise UserError("embeddings hold a value that is not finite; look at the images they come from")
+    def means(self) -> Tensor:
+        """Mean over the pairs of each cluster that has one."""
         pairs = self.n * (self.n - 1) / 2  # (k,)
-        means = (self.n * self.squares - self.total.square().sum(1)) / pairs.clamp(min=1)
-        used = (means if empty == "zero" else means[pairs > 0]).cpu().numpy()
-        value, spread = (float(used.mean()), float(used.std())) if len(used) else (float("nan"), float("nan"))
-        members = f"at most {cap} random members a cluster (seed {seed})" if cap else "all members of a cluster"
-        protocol = (
-            f"Intra-LPIPS, {features or 'features not named'}: {sum(counts)} samples, {len(counts)} training images, "
-            f"{members}, {int((pairs == 0).sum())} of {len(counts)} clusters without a pair "
-            f"{'left out' if empty == 'drop' else 'counted as 0'}"
-        )
-        return IntraLPIPS(value, spread, tuple(counts), sum(n > 0 for n in counts), protocol)
-
-
-def _check(z_training: Tensor, cap: int | None, empty: str) -> None:
-    if z_training.ndim != 2 or len(z_training) == 0:
-        raise UserError(f"training images: embeddings of shape {tuple(z_training.shape)}; give at least one, (k, D)")
-    if cap is not None and cap < 2:
-        raise UserError(f"cap: {cap} given; a pair takes two, or None for all")
-    if empty not in ("drop", "zero"):
-        raise UserError(f"empty: '{empty}' given; 'drop' or 'zero'")
+        return ((self.n * self.squares - self.total.square().sum(1)) / pairs)[pairs > 0]

@@ -52,13 +52,7 @@ class CoarseGap(NamedTuple):
 
 
 def handwritten(size: int = 16) -> Digits:
-    """Return the 1,797 handwritten digits of the UCI set in scikit-learn (8x8), enlarged bicubically if asked.
-
-    Raises
-    ------
-    UserError
-        `size` is not a multiple of 8.
-    """
+    """Return the 1,797 handwritten digits of the UCI set in scikit-learn (8x8), enlarged bicubically if asked."""
     native, labels = _native()
     images = native[:, None]  # (n, 1, 8, 8)
     if _checked(size) != 8:
@@ -71,18 +65,6 @@ def printed(size: int = 16, variants: int = 10) -> Digits:
 
     Each image takes a random handwritten digit of its class as a template: the glyph is moved, scaled and slanted until
     its centre and second moments are the template's, and its strokes are widened or thinned until it has as much ink.
-
-    Parameters
-    ----------
-    size : int
-        Side of an image, a multiple of 8.
-    variants : int
-        Images a font and digit: 10 give 2,100 images, 210 a digit.
-
-    Raises
-    ------
-    UserError
-        `size` is not a multiple of 8, `variants` is below 1, or matplotlib's folder lacks a font.
     """
     if variants < 1:
         raise UserError(f"variants = {variants}: give 1 or more images a font and digit")
@@ -112,13 +94,7 @@ def select(digits: Digits, index: Tensor) -> Digits:
 
 
 def limited(digits: Digits, n: int = 100, classes: Sequence[int] = KEPT, seed: int = 0) -> Digits:
-    """Return the limited and biased target: `n` images of `classes` only, equally many of each (± 1).
-
-    Raises
-    ------
-    UserError
-        A class is unknown or has too few images.
-    """
+    """Return the limited and biased target: `n` images of `classes` only, equally many of each (± 1)."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for rank, digit in enumerate(classes):

@@ -8,7 +8,6 @@ Inception, so values compare runs of this companion and nothing else.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,23 +23,12 @@ from lib.measures.perceptual import Embedding
 from lib.record.files import UserError, reading, write_atomic
 from lib.worlds import digits as data
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-
 PRINTED, HANDWRITTEN = 0, 1  # domain labels
 NOISE = 0.15  # largest standard deviation of the noise on training images: generated images are never quite clean
 
 
 class Classifier(nn.Module):
-    """Small convolutional network with two heads, which digit and which domain.
-
-    Parameters
-    ----------
-    size : int
-        Side of the images, a multiple of 8.
-    width : int
-        Channels of the first layer; features have 4 times as many entries.
-    """
+    """Small convolutional network with two heads, which digit and which domain, for images of side `size`."""
 
     def __init__(self, size: int = 16, width: int = 16) -> None:
         super().__init__()
@@ -80,13 +68,7 @@ def train_classifier(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
 ) -> Classifier:
-    """Train a classifier on the training parts of both domains, with noise and shifts of up to one pixel.
-
-    Parameters
-    ----------
-    folder : path, optional
-        Where `lib.ground.train.train` keeps its checkpoint.
-    """
+    """Train a classifier on the training parts of both domains, with noise and shifts of up to one pixel."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(size).to(device)
@@ -182,11 +164,6 @@ def digit_features(judge: Classifier, weights: Sequence[float] = (1.0, 1.0, 1.0)
     """Return the embedding by the digit classifier's three convolutional layers: LPIPS in form, not in features.
 
     Nobody has compared its distances with human eyes; the layers weigh the same. Label numbers "digit features".
-
-    Raises
-    ------
-    UserError
-        The weights are not three numbers, none negative. When called: images of another shape than the classifier's.
     """
     if len(weights) != 3 or min(weights) < 0:
         raise UserError(f"weights: {tuple(weights)} given; it should be three numbers, 0 or larger")

@@ -31,13 +31,7 @@ STROKE = 0.4  # difference of two classes' mean images that makes a stroke: a fi
 
 
 def prompt(digit: int, domain: int) -> Tensor:
-    """Return the prompt of a digit, 0 to 9, in a domain, `metrics.PRINTED` or `metrics.HANDWRITTEN`: (1,) long.
-
-    Raises
-    ------
-    UserError
-        There is no such digit or domain.
-    """
+    """Return the prompt of a digit, 0 to 9, in a domain, `metrics.PRINTED` or `metrics.HANDWRITTEN`: (1,) long."""
     if digit not in range(DIGITS):
         raise UserError(f"digit: {digit} given; one of 0 to {DIGITS - 1}")
     if domain not in (metrics.PRINTED, metrics.HANDWRITTEN):
@@ -69,19 +63,8 @@ def class_model(
 ) -> tuple[UNet2DModel, Schedule]:
     """Load the model with prompts in `folder`, or train it there, as `lib.worlds.sources.source_model` does.
 
-    Trained on the training parts (`lib.worlds.digits.split`) of the printed and the handwritten digits together.
-
-    Parameters
-    ----------
-    folder
-        In diffusers' pipeline layout.
-    drop
-        Share of the prompts that training replaces by the null prompt.
-
-    Raises
-    ------
-    UserError
-        `drop` is not a share; or as `lib.worlds.sources.source_model`.
+    Trained on the training parts (`lib.worlds.digits.split`) of the printed and the handwritten digits together; a
+    share `drop` of the prompts is replaced by the null prompt.
     """
     if not 0 <= drop <= 1:
         raise UserError(f"drop: {drop} given; a share of the prompts, from 0 to 1")
@@ -120,13 +103,7 @@ def dropped(prompts: Tensor, share: float, generator: torch.Generator) -> Tensor
 
 
 def load(folder: Path | str, device: Device = "cpu") -> tuple[UNet2DModel, Schedule]:
-    """Load a model with prompts and its noise schedule from a folder that `class_model` made.
-
-    Raises
-    ------
-    UserError
-        The folder or a file of it is missing or damaged, or it holds a model without these prompts.
-    """
+    """Load a model with prompts and its noise schedule from a folder that `class_model` made."""
     unet, schedule = load_denoiser(folder, device, what="model with prompts", notebook="41_dds_digits")
     classes = unet.config["num_class_embeds"]
     if classes != NULL + 1:
@@ -142,22 +119,7 @@ def shared(
     judge_steps: int = 400,
     device: Device = "cpu",
 ) -> tuple[UNet2DModel, Schedule, metrics.Classifier]:
-    """Return what notebooks with prompts start from: model, noise schedule, and the classifier that judges.
-
-    Parameters
-    ----------
-    artefacts
-        Folder of trained models that notebooks share. What it lacks is trained there.
-    source
-        Folder of another model with prompts; empty: the one in `artefacts`.
-    steps, judge_steps
-        Training steps of model and classifier, if there are none yet.
-
-    Raises
-    ------
-    UserError
-        As `load`, `class_model` and `lib.worlds.sources.judge_for`.
-    """
+    """Return what notebooks with prompts start from: model, noise schedule, judge; as `lib.worlds.sources.shared`."""
     folder = Path(source or artefacts / "prompts")
     found = source or folder.exists()
     unet, schedule = load(folder, device) if found else class_model(folder, steps=steps, device=device)
@@ -181,11 +143,6 @@ def strokes(source: int, target: int, domain: int, size: int = 16, threshold: fl
     """Return the region that an edit from one digit to another concerns: (size, size) of 0 and 1.
 
     The pixels in which the mean images of both digits differ by more than `threshold`; paper is -1, ink +1.
-
-    Raises
-    ------
-    UserError
-        The region is empty, or holds every pixel.
     """
     means = mean_images(domain, size)
     region = ((means[target] - means[source])[0].abs() > threshold).float()

@@ -48,12 +48,6 @@ def source_model(
 
     Training keeps a checkpoint every 200 steps beside the folder and continues from it. The folder appears at the end,
     complete, by one rename; a second process that wants the same folder waits and then loads it.
-
-    Raises
-    ------
-    UserError
-        The folder holds something that cannot be read; it cannot be written; training failed; no U-Net has such
-        `channels`.
     """
     settings = {"size": size, "channels": list(channels), "steps": steps, "batch": batch, "lr": lr, "ema": ema}
     settings["seed"] = seed
@@ -78,20 +72,9 @@ def denoiser(
 ) -> None:
     """See that `folder` holds a noise-predicting U-Net trained with `settings`; if not, train it there.
 
-    Parameters
-    ----------
-    folder
-        In diffusers' pipeline layout, with the averaged weights; checkpoints lie beside it while it is trained.
-    settings
-        As JSON. Those that training needs: size, channels, steps, batch, lr, ema, seed.
-    prepare
-        Called to train, with torch's seed set: the untrained U-Net, and a function that draws from a generator the
-        clean images of one batch and, if the U-Net has class numbers, these.
-
-    Raises
-    ------
-    UserError
-        As `source_model`.
+    Of the settings (JSON) training needs size, channels, steps, batch, lr, ema and seed. `prepare` is called to train,
+    with torch's seed set: it returns the untrained U-Net, and a function that draws from a generator the clean images
+    of one batch and, if the U-Net has class numbers, these.
     """
     size, channels = settings["size"], settings["channels"]
     levels = len(channels) - 1
@@ -111,13 +94,7 @@ def denoiser(
 def classifier(
     folder: Path, size: int = 16, steps: int = 400, seed: int = 0, device: Device = "cpu"
 ) -> metrics.Classifier:
-    """Load the digit-and-domain classifier in `folder`, or train it there, as `source_model` does.
-
-    Raises
-    ------
-    UserError
-        The folder holds something that cannot be read, or it cannot be written.
-    """
+    """Load the digit-and-domain classifier in `folder`, or train it there, as `source_model` does."""
 
     def make(checkpoints: Path, target: Path) -> None:
         trained = metrics.train_classifier(size, steps, seed=seed, device=device, folder=checkpoints)
@@ -132,19 +109,8 @@ def shared(
 ) -> tuple[UNet2DModel, Schedule, metrics.Classifier]:
     """Return what the image notebooks start from: source model, its noise schedule and the classifier that judges.
 
-    Parameters
-    ----------
-    artefacts
-        Folder of trained models that notebooks share. What it lacks is trained there.
-    source
-        Folder of another source model in diffusers' layout; empty: the one in `artefacts`.
-    steps, judge_steps
-        Training steps of source model and classifier, if there are none yet.
-
-    Raises
-    ------
-    UserError
-        As `load`, `source_model` and `classifier`; or the two do not take the same images.
+    What the folder `artefacts`, which notebooks share, lacks is trained there. `source` is the folder of another source
+    model in diffusers' layout.
     """
     folder = Path(source or artefacts / "source")
     found = source or folder.exists()
@@ -153,13 +119,7 @@ def shared(
 
 
 def judge_for(unet: UNet2DModel, artefacts: Path, steps: int = 400, device: Device = "cpu") -> metrics.Classifier:
-    """Load the classifier in `artefacts`, trained there if there is none yet, that is to judge the images of `unet`.
-
-    Raises
-    ------
-    UserError
-        As `classifier`; or the two do not take the same images.
-    """
+    """Load the classifier in `artefacts`, trained there if there is none yet, that is to judge the images of `unet`."""
     folder = artefacts / "classifier"
     size, channels = unet.config["sample_size"], unet.config["in_channels"]
     judge = load_classifier(folder, device) if folder.exists() else classifier(folder, size, steps, device=device)
@@ -175,11 +135,6 @@ def load(
     """Load a model and its noise schedule from a folder of diffusers' pipeline layout.
 
     `what` it is and the `notebook` that makes it are named in errors.
-
-    Raises
-    ------
-    UserError
-        The folder or one of its files is missing or damaged, or weights do not have the shapes of the config.
     """
     folder = Path(folder)
     for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):

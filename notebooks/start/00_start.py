@@ -23,7 +23,7 @@
 #
 # How do I read a result here, and how do I run a method on my own images?
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -44,12 +44,20 @@ sampling_steps: PositiveInt = 20  # of ancestral sampling
 # (`-p steps 50`, or a whole profile with `-f NAME.gpu.yaml`). The next cell checks them before
 # anything is computed: an unknown name, a wrong type or a value out of range is refused in one line.
 
-# %%
+# %% tags=["hide-input"]
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import HTML
+from torchvision.utils import save_image
+
 from lib.ground import diffusion, folder, nets
+from lib.ground.train import train
 from lib.papers.sdft import method as sdft
 from lib.record import claims, figures, run as record
-from lib.worlds import digits as data, sources as source
-from lib.ground.train import train
+from lib.worlds import digits as data, sources
 
 run = record.start("00_start", globals())
 p = run.parameters
@@ -61,7 +69,7 @@ p = run.parameters
 # `claims.yaml` holds every claim: a sentence, and *checks* with a rule and a value that were written down before the
 # run. A check that belongs to a *control* is a run in which the effect must be absent.
 
-# %%
+# %% tags=["hide-input"]
 dice = {
     "paper": "Dice",
     "where": "an example",
@@ -79,9 +87,6 @@ dice = {
 # the controls do, *not reproduced* otherwise. Ten seeds, then the card:
 
 # %%
-import numpy as np
-from IPython.display import HTML
-
 faces, loads = np.arange(1, 7), np.array([1, 1, 1, 1, 1, 2]) / 7
 throw = [np.random.default_rng(s) for s in range(10)]
 measured = {
@@ -102,13 +107,7 @@ print(claims.card_text("Z0", judged))
 # Without the parameters `images` and `model` the example takes ten handwritten digits, written to a folder as files
 # first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
 
-# %%
-import copy
-from pathlib import Path
-
-import torch
-from torchvision.utils import save_image
-
+# %% tags=["hide-input"]
 mine = Path(p.images) if p.images else run.folder / "own_images"
 if not p.images:
     digits = data.limited(data.handwritten(), n=10, seed=p.seed)
@@ -123,7 +122,7 @@ if not p.images:
 # %%
 start = Path(p.model) if p.model else run.artefacts / "source"
 known = p.model or start.exists()
-unet, schedule = source.load(start, run.device) if known else source.source_model(start, device=run.device)
+unet, schedule = sources.load(start, run.device) if known else sources.source_model(start, device=run.device)
 student = copy.deepcopy(unet).train().requires_grad_(True)
 optimizer = torch.optim.AdamW(student.parameters(), lr=p.learning_rate)
 own = folder.images(mine, size=unet.config.sample_size, channels=unet.config.in_channels).to(run.device)
@@ -151,7 +150,7 @@ def step(drawn):
 
 
 # %%
-history = train(step, sample, {"student": student}, {"student": optimizer}, steps=p.steps, seed=p.seed)
+train(step, sample, {"student": student}, {"student": optimizer}, steps=p.steps, seed=p.seed)
 student.eval().save_pretrained(run.artefacts / "own" / "unet")
 
 # %% [markdown]
@@ -161,14 +160,15 @@ student.eval().save_pretrained(run.artefacts / "own" / "unet")
 # your images, is the subject of `60_finetune`.
 
 # %%
-shape = (p.samples, *own.shape[1:])
-noise = torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
+noise = torch.randn(p.samples, *own.shape[1:], generator=torch.Generator().manual_seed(p.seed))
 drawn = []
 for net in (unet, student):
-    later = torch.Generator().manual_seed(p.seed)  # the same noise at every step, too
-    options = {"steps": p.sampling_steps, "generator": later, "clip": True}
-    drawn.append(diffusion.sample_ddpm(nets.eps_model(net), schedule, noise, **options))
-shown = torch.cat([own[torch.arange(p.samples) % len(own)], *drawn]).clamp(-1, 1)
+    later = torch.Generator().manual_seed(p.seed + 1)  # the same noise at every step, too
+    model = nets.eps_model(net)
+    drawn.append(diffusion.sample(model, schedule, noise, p.sampling_steps, later, device=run.device))
+
+# %% tags=["hide-input"]
+shown = torch.cat([own[torch.arange(p.samples) % len(own)].cpu(), *drawn])
 figures.show(
     run,
     "own-images",
@@ -187,5 +187,4 @@ figures.show(
 # the notebooks that follow; how long each takes at which profile is on the book's cost page.
 
 # %%
-run.number("seconds_per_step", history.seconds / p.steps, unit="s")
 run.finish()

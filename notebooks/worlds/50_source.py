@@ -35,7 +35,7 @@
 # part, sampled ancestrally in few of its steps. The judge is a small convolutional network with two heads, trained on
 # the training parts of both domains with a little noise. Distances are clean-fid's functions in its 64 features.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -53,14 +53,14 @@ seeds: PositiveInt = 3  # sets of samples
 samples: PositiveInt = 100  # samples a set
 sampling_steps: PositiveInt = 40  # sampling steps
 
-# %%
+# %% tags=["hide-input"]
 import numpy as np
 import torch
 
-from lib.measures import distances as image_metrics
 from lib.ground import diffusion, nets
+from lib.measures.distances import frechet_distance, nearest
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as metrics, sources as source
+from lib.worlds import digits as data, judge as metrics, sources
 
 run = record.start("50_source", globals())
 p = run.parameters
@@ -82,34 +82,30 @@ print("classes of the biased target:", data.limited(handwritten).labels.unique()
 
 
 # %%
-def one_of_each(digits, offset):
-    return torch.stack([digits.images[digits.labels == k][offset] for k in range(10)])
-
-
-rows = [one_of_each(handwritten, 0), one_of_each(handwritten, 9), one_of_each(handwritten, 21)]
-rows += [one_of_each(printed, 3), one_of_each(printed, 97), one_of_each(printed, 171), one_of_each(plain, 3)]
-labels = ["handwritten", "", "", "printed", "", "", "not matched"]
-
-# %%
 gap = data.coarse_gap(handwritten.images, printed.images)
 gap_plain = data.coarse_gap(handwritten.images, plain.images)
 for name, g in (("matched", gap), ("plain", gap_plain)):
-    print(f"{name}: largest difference of block means", run.number(f"gap_mean_{name}", g.mean))
-    print(f"{name}: relative difference of spreads", run.number(f"gap_spread_{name}", 100 * g.spread, "%"))
+    run.number(f"gap_mean_{name}", g.mean)
+    run.number(f"gap_spread_{name}", 100 * g.spread, "%")
+    means, spreads = run.text(f"gap_mean_{name}"), run.text(f"gap_spread_{name}")
+    print(f"{name}: block means differ by up to {means}, spreads by {spreads}")
 
-# %%
+# %% tags=["hide-input"]
+shown = [(handwritten, 0), (handwritten, 9), (handwritten, 21), (printed, 3), (printed, 97), (printed, 171), (plain, 3)]
+rows = [digits.images[digits.labels == k][offset] for digits, offset in shown for k in range(10)]
+labels = ["handwritten", "", "", "printed", "", "", "not matched"]
 alt = (
     "Digits 0 to 9 in seven rows: three rows of soft handwritten strokes, three rows of sharp printed glyphs in the "
     f"same places, one row of small unmatched glyphs. Block means differ by at most {gap.mean:.2f} when matched, "
     f"{gap_plain.mean:.2f} when not."
 )
-figures.show(run, "domains", lambda: figures.image_grid(torch.cat(rows), 10, row_labels=labels), alt=alt, kind="png")
+figures.show(run, "domains", lambda: figures.image_grid(torch.stack(rows), 10, row_labels=labels), alt=alt, kind="png")
 
 # %% [markdown]
 # ### The judge
 
 # %%
-judge = source.classifier(run.artefacts / "classifier", p.size, p.classifier_steps, p.seed, run.device)
+judge = sources.classifier(run.artefacts / "classifier", p.size, p.classifier_steps, p.seed, run.device)
 held = {"printed": printed_held, "handwritten": handwritten_held}
 table = []
 for domain, (name, digits) in enumerate(held.items()):
@@ -123,12 +119,12 @@ for domain, (name, digits) in enumerate(held.items()):
 
 # %%
 settings = {name: getattr(p, name) for name in ("size", "channels", "steps", "batch", "lr", "ema", "seed")}
-unet, schedule = source.source_model(run.artefacts / "source", **settings, device=run.device)
-print("training:", run.number("seconds", source.seconds(run.artefacts / "source"), "s"))
-print("parameters:", run.number("parameters", nets.parameter_count(unet) / 1e6, "million"))
+unet, schedule = sources.source_model(run.artefacts / "source", **settings, device=run.device)
+seconds = sources.seconds(run.artefacts / "source")
+print(f"{nets.parameter_count(unet) / 1e6:.2f} million parameters, trained in {seconds:.0f} s")
 
 # %%
-sets = [source.samples(unet, schedule, p.samples, s, p.sampling_steps) for s in run.seed_list]
+sets = [sources.samples(unet, schedule, p.samples, s, p.sampling_steps) for s in run.seed_list]
 verdicts = [metrics.judge(judge, images) for images in sets]
 features = {name: metrics.judge(judge, digits.images).features for name, digits in held.items()}
 half = metrics.judge(judge, printed_train.images[: len(printed_held.labels)]).features
@@ -143,50 +139,51 @@ half = metrics.judge(judge, printed_train.images[: len(printed_held.labels)]).fe
 run.table("judge", table)
 
 # %%
-distances = [image_metrics.frechet_distance(v.features, features["printed"]) for v in verdicts]
-print("samples that are printed:", run.number("printed_share", [100 * metrics.realism(v, 0) for v in verdicts], "%"))
-print("Frechet distance to held-out printed digits, samples:", run.number("frechet", distances))
-floor = image_metrics.frechet_distance(half, features["printed"])
-print("    as many training images:", run.number("frechet_training", floor))
-ceiling = image_metrics.frechet_distance(features["handwritten"], features["printed"])
-print("    handwritten digits:", run.number("frechet_handwritten", ceiling))
+distances = [frechet_distance(v.features, features["printed"]) for v in verdicts]
+run.number("frechet", distances)
+run.number("printed_share", [100 * metrics.realism(v, 0) for v in verdicts], "%")
+floor = frechet_distance(half, features["printed"])
+ceiling = frechet_distance(features["handwritten"], features["printed"])
+samples = f"{p.seeds} sets of {p.samples} samples"
+quality = [{"images": samples, "printed": run.text("printed_share"), "Frechet distance": run.text("frechet")}]
+quality += [{"images": "as many training images", "printed": "", "Frechet distance": f"{floor:.3g}"}]
+quality += [{"images": "handwritten digits", "printed": "", "Frechet distance": f"{ceiling:.3g}"}]
 
 # %% [markdown]
 # The same model sampled deterministically, by DDIM from the first set's noise, with every estimate of the clean image
-# clamped or not. This matters to experiments that compare two models from equal noise.
+# clamped (and the noise derived from it again) or not. This matters to experiments that compare two models from equal
+# noise.
 
 # %%
 noise = torch.randn(sets[0].shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
 for name, clip in (("clamped", True), ("free", False)):
     x = diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, p.sampling_steps, clip=clip)
     v = metrics.judge(judge, x)
-    print(f"DDIM, {name}: printed", run.number(f"printed_share_ddim_{name}", 100 * metrics.realism(v, 0), "%"))
-    distance = image_metrics.frechet_distance(v.features, features["printed"])
-    print(f"DDIM, {name}: Frechet distance", run.number(f"frechet_ddim_{name}", distance))
+    distance = f"{frechet_distance(v.features, features['printed']):.3g}"
+    share = f"{100 * metrics.realism(v, 0):.3g} %"
+    quality += [{"images": f"{p.samples} samples by DDIM, {name}", "printed": share, "Frechet distance": distance}]
+run.table("Frechet distance to held-out printed digits", quality)
 
 # %% [markdown]
 # Does the source repeat its training images? We compare the distance (root mean square over pixels) from each sample
 # to the nearest training image with that from held-out printed digits, which were drawn from the same fonts.
 
 # %%
-to_training = [image_metrics.nearest(images, printed_train.images)[0] for images in sets]
-usual = image_metrics.nearest(printed_held.images, printed_train.images)[0]
+to_training = [nearest(images, printed_train.images)[0] for images in sets]
+usual = nearest(printed_held.images, printed_train.images)[0]
 copies = [100 * (d < usual.quantile(0.01)).float().mean().item() for d in to_training]
-print("nearest training image, samples:", run.number("nearest", [d.mean().item() for d in to_training]))
-print("nearest training image, held-out digits:", run.number("nearest_held", usual.mean().item()))
-print("samples nearer than 99 % of the held-out digits:", run.number("copies", copies, "%"))
+run.number("copies", copies, "%")
+print(f"distance to the nearest training image: samples {np.mean([d.mean() for d in to_training]):.3f},")
+print(f"held-out digits {usual.mean():.3f}; nearer than 99 % of these: {run.text('copies')} of the samples")
 
 # %%
 shares = 100 * torch.stack([metrics.histogram(v) for v in verdicts])  # (seeds, 10)
-for k in range(10):
-    run.number(f"share_{k}", shares[:, k].tolist(), "%")
-run.number("share_smallest", shares.amin(1).tolist(), "%")
 run.table("digits", [{"digit": k, "share of samples (%)": shares[:, k].mean().item()} for k in range(10)])
 
-# %%
+# %% tags=["hide-input"]
 shown = sets[0][:20]
-nearest = printed_train.images[image_metrics.nearest(shown, printed_train.images)[1]]
-pairs = torch.cat([shown[:10], nearest[:10], shown[10:], nearest[10:]]) if len(shown) == 20 else shown
+closest = printed_train.images[nearest(shown, printed_train.images)[1]]
+pairs = torch.cat([shown[:10], closest[:10], shown[10:], closest[10:]]) if len(shown) == 20 else shown
 labels = ["sample", "nearest", "sample", "nearest"] if len(shown) == 20 else None
 alt = (
     f"{len(shown)} samples of the source model, each above the nearest training image; on average "

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from torch.func import functional_call, grad
 
 from lib.ground import nets
 from lib.record.files import UserError
@@ -43,18 +42,38 @@ def test_mlp_sizes():
 
 
 def test_stacked_networks_equal_single_ones_in_value_and_gradient():
+    torch.manual_seed(0)
     single = [nets.EDM(nets.MLP(width=16, level="sigma").double()) for _ in range(3)]
-    parameters, buffers = nets.stack(single)
-    x, sigma = batch().double(), torch.linspace(0.1, 2.0, 5).double()
-
-    def loss(p, b):
-        return functional_call(single[0], (p, b), (x, sigma)).square().mean()
-
-    stacked = torch.vmap(grad(loss))(parameters, buffers)
+    stack = nets.Stack(single)
+    x, sigma = batch(15).double(), torch.linspace(0.1, 2.0, 15).double()
+    out = stack(x.unflatten(0, (3, 5)), sigma.unflatten(0, (3, 5)))  # (3, 5, 2)
+    out.square().mean((1, 2)).sum().backward()
+    torch.testing.assert_close(stack.rows(x, sigma), out.flatten(0, 1))
     for i, net in enumerate(single):
-        net(x, sigma).square().mean().backward()
-        for name, value in net.named_parameters():
-            torch.testing.assert_close(stacked[name][i], value.grad)
+        own = net(x[5 * i : 5 * i + 5], sigma[5 * i : 5 * i + 5])
+        torch.testing.assert_close(out[i], own)
+        own.square().mean().backward()
+        for name, values in zip(stack.names, stack.members, strict=True):
+            torch.testing.assert_close(values.grad[i], net.get_parameter(name).grad)
+
+
+def test_stack_selects_copies_of_its_members():
+    stack = nets.Stack([nets.MLP(width=4, depth=1) for _ in range(3)])
+    chosen = stack.select([2, 0, 2])
+    assert (len(stack), len(chosen)) == (3, 3)
+    x, t = batch(6).unflatten(0, (3, 2)), torch.full((3, 2), 5.0)
+    torch.testing.assert_close(chosen(x, t)[1], stack(x[[1, 0, 0]], t)[0])
+    chosen.members[0].data.zero_()
+    assert stack.members[0].abs().min() >= 0
+    assert stack.members[0].abs().max() > 0
+    assert all(p.requires_grad for p in chosen.parameters())
+
+
+def test_a_predicted_variance_is_dropped():
+    unet = nets.small_unet(8, (16, 32))
+    unet.conv_out = torch.nn.Conv2d(16, 2, 3, padding=1)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    torch.testing.assert_close(nets.eps_model(unet)(x, t), unet(x, t).sample[:, :1])
 
 
 def test_edm_keeps_a_sample_without_noise_and_forgets_one_of_noise_only():

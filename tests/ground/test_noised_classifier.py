@@ -77,9 +77,7 @@ def two_domains():
 
 def trained(unet, seed=0, steps=40):
     classifier = NoisedClassifier(unet)
-    history = train_noised(
-        classifier, SCHEDULE, *two_domains(), steps=steps, batch=16, lr=1e-3, seed=seed, progress=False
-    )
+    history = train_noised(classifier, SCHEDULE, *two_domains(), steps=steps, batch=16, lr=1e-3, seed=seed)
     return classifier, history
 
 

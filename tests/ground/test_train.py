@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -46,7 +47,7 @@ class Job:
         return {"a": a, "b": float(b)}
 
     def train(self, steps=STEPS, **options):
-        options = {"ema": {"first": 0.9}, "progress": False, **options}
+        options = {"ema": {"first": 0.9}, **options}
         step = options.pop("step", self.step)
         return loop.train(step, self.sample, self.modules, self.optimizers, steps, **options)
 
@@ -80,7 +81,7 @@ def interrupts():
 
 
 def stop_at(n, error):
-    def on_step(i, values):
+    def on_step(i, history):
         if i == n:
             raise error
 
@@ -98,9 +99,10 @@ def partial(folder, n=10):
 
 def test_history_holds_every_value_and_the_steps_are_counted_from_one():
     seen = []
-    history = Job().train(on_step=lambda i, values: seen.append((i, values["a"])))
+    history = Job().train(on_step=lambda i, history: seen.append((i, len(history.values.get("a", [])))))
     assert [i for i, _ in seen] == list(range(1, STEPS + 1))
-    assert history.values["a"] == [a for _, a in seen]
+    assert [known for _, known in seen] == [i // 10 * 10 for i, _ in seen]  # read every ten steps
+    assert len(history.values["a"]) == STEPS
     assert len(history.values["b"]) == STEPS
     assert history.seconds > 0
 
@@ -117,7 +119,7 @@ def test_training_learns():
         optimizer.step()
         return {"loss": loss}
 
-    loop.train(step, lambda g: torch.randn(32, 3, generator=g), {"w": weight}, {"w": optimizer}, 300, progress=False)
+    loop.train(step, lambda g: torch.randn(32, 3, generator=g), {"w": weight}, {"w": optimizer}, 300)
     torch.testing.assert_close(weight.weight.data[0], target, rtol=0, atol=1e-2)
 
 
@@ -136,7 +138,7 @@ def test_moving_average_is_the_formula():
     job = Job()
     expected = {k: v.detach().clone() for k, v in job.first.named_parameters()}
 
-    def on_step(i, values):
+    def on_step(i, history):
         for key, value in job.first.named_parameters():
             expected[key] = 0.9 * expected[key] + 0.1 * value.detach()
 
@@ -147,19 +149,15 @@ def test_moving_average_is_the_formula():
     assert not same(history.ema["first"], job.first.state_dict())
 
 
-def test_moving_average_of_an_unknown_network_is_refused():
-    with pytest.raises(UserError, match="ema: there is no network 'frist'; choose from first, second"):
-        Job().train(ema={"frist": 0.9})
-
-
-def test_progress_bar_shows_the_running_loss(capsys):
+def test_progress_bar_shows_the_running_loss(capsys, monkeypatch):
+    monkeypatch.setattr(loop, "tqdm", functools.partial(loop.tqdm, disable=False))
     job = Job()
 
     def slow(batch):
         time.sleep(0.06)
         return job.step(batch)
 
-    job.train(step=slow, progress=True)
+    job.train(step=slow)
     shown = capsys.readouterr().err
     assert "20/20" in shown
     assert "a " in shown
@@ -205,12 +203,6 @@ def test_finished_run_returns_at_once(tmp_path, whole):
     assert_same_run(job, history, *whole)
 
 
-def test_resume_false_starts_anew(tmp_path, whole):
-    Job().train(folder=tmp_path, seed=3)
-    job = Job()
-    assert_same_run(job, job.train(folder=tmp_path, resume=False), *whole)
-
-
 def test_other_memory_layout_is_kept_and_resumes_exactly(tmp_path):
     def conv_job():
         net = nn.Conv2d(2, 3, 3)
@@ -229,9 +221,7 @@ def test_other_memory_layout_is_kept_and_resumes_exactly(tmp_path):
         def sample(g):
             return torch.randn(4, 2, 6, 6, generator=g)
 
-        return net, lambda n, folder=None: loop.train(
-            step, sample, {"c": net}, {"c": optimizer}, n, folder=folder, progress=False
-        )
+        return net, lambda n, folder=None: loop.train(step, sample, {"c": net}, {"c": optimizer}, n, folder=folder)
 
     net, run = conv_job()
     run(8)
@@ -287,7 +277,7 @@ def test_runs_killed_at_random_moments_end_with_the_same_weights(tmp_path):
     script = KILLER.format(tests=str(Path(__file__).parent))
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=root, timeout=120
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, cwd=root, timeout=900
     )
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -331,8 +321,7 @@ def crash_at(monkeypatch, n):
     return ran
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_crash_at_any_file_operation_leaves_a_loadable_state(tmp_path, whole, resume):
+def test_a_crash_at_any_file_operation_leaves_a_loadable_state(tmp_path, whole):
     crashes = 0
     for n in range(1, 200):
         folder = tmp_path / str(n)
@@ -340,7 +329,7 @@ def test_a_crash_at_any_file_operation_leaves_a_loadable_state(tmp_path, whole, 
         with pytest.MonkeyPatch.context() as patch:
             crash_at(patch, n)
             try:
-                Job().train(8, folder=folder, save_every=4, resume=resume)
+                Job().train(8, folder=folder, save_every=4)
             except Crash:
                 crashes += 1
             else:
@@ -376,7 +365,7 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on_later(tmp_path, whole, inter
 def test_ctrl_c_without_a_folder_just_stops(interrupts):
     steps = []
 
-    def on_step(i, values):
+    def on_step(i, history):
         steps.append(i)
         if i == 3:
             interrupts()
@@ -398,7 +387,7 @@ def test_second_ctrl_c_stops_inside_the_step(tmp_path, interrupts):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor(float("nan"))])
-def test_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_checkpoint(tmp_path, whole, bad):
+def test_loss_that_is_not_finite_stops_when_it_is_read_and_keeps_the_last_good_checkpoint(tmp_path, whole, bad):
     job, seen = Job(), []
 
     def step(batch):
@@ -411,7 +400,7 @@ def test_loss_that_is_not_finite_stops_at_once_and_keeps_the_last_good_checkpoin
 
     with pytest.raises(UserError, match=r"step 7: 'b' is (nan|inf); .* last good checkpoint is .*step-000006") as error:
         job.train(step=step, folder=tmp_path, save_every=3)
-    assert len(seen) == 7
+    assert len(seen) == 9  # values are read before the next checkpoint
     assert "\n" not in str(error.value)
     again = Job()
     assert_same_run(again, again.train(folder=tmp_path), *whole)
@@ -468,7 +457,7 @@ def test_missing_and_truncated_files_are_refused(tmp_path, name):
         path.write_bytes(data[:size])
         refused(rf"step-000010/{name}: truncated or damaged .* delete .*step-000010 to start anew", folder=tmp_path)
     path.unlink()
-    refused(rf"step-000010/{name}: missing from the checkpoint; restore it, or delete", folder=tmp_path)
+    refused(rf"step-000010/{name}: missing; restore it, or delete", folder=tmp_path)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):

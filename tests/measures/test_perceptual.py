@@ -69,57 +69,58 @@ def test_pairwise_between_two_sets_in_blocks(monkeypatch):
     torch.testing.assert_close(perceptual.pairwise_lpips(a, near).diagonal(), exact, rtol=1e-7, atol=0)
 
 
+class Points:
+    """Points as they are in place of embeddings."""
+
+    name = "points"
+
+    def __call__(self, x, batch=64):
+        return x
+
+
 def test_intra_lpips_is_the_mean_over_pairs(small, package):
     samples, training = images(12), images(3, seed=1)
     samples = 0.5 * samples + 0.5 * training[torch.arange(12) % 3]  # so that every cluster has some
     means, counts = naive(package, samples, training)
-    found = perceptual.intra_lpips(small(samples), small(training), features=small.name)
+    found = perceptual.intra_lpips(small, iter(samples.split(5)), training)
     assert found.value == pytest.approx(np.mean(means), rel=1e-5)
     assert found.spread == pytest.approx(np.std(means), rel=1e-4)
     assert list(found.counts) == counts
     assert found.protocol.startswith("Intra-LPIPS, LPIPS squeeze with a random trunk 32 px: 12 samples, 3 training")
+    capped = perceptual.intra_lpips(small, iter(samples.split(5)), training, cap=12)  # all of them, kept as images
+    assert capped.value == pytest.approx(found.value, rel=1e-5)
 
 
 def test_identical_samples_have_no_diversity(small):
-    z = small(images(1)).expand(40, -1)
-    assert perceptual.intra_lpips(z, small(images(2, seed=1))).value == pytest.approx(0, abs=1e-9)
+    same = images(1).expand(40, -1, -1, -1)
+    assert perceptual.intra_lpips(small, [same], images(2, seed=1)).value == pytest.approx(0, abs=1e-9)
 
 
 def test_clusters_without_a_pair():
     training = torch.tensor([[0.0, 0.0], [10.0, 0.0], [20.0, 0.0]])
     samples = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 0.0], [10.0, 0.0]])  # pairs of the first: 4, 1, 1
-    dropped = perceptual.intra_lpips(samples, training)
-    assert dropped[:4] == (2.0, 0.0, (3, 1, 0), 2)
-    assert dropped.protocol.endswith("all members of a cluster, 2 of 3 clusters without a pair left out")
-    zero = perceptual.intra_lpips(samples, training, empty="zero")
-    assert zero.value == pytest.approx(2 / 3)
-    assert zero.spread == pytest.approx(np.std([2, 0, 0]))
-    assert "counted as 0" in zero.protocol
-    assert np.isnan(perceptual.intra_lpips(samples[2:], training).value)
+    found = perceptual.intra_lpips(Points(), samples.split(3), training)
+    assert found[:4] == (2.0, 0.0, (3, 1, 0), 2)
+    assert found.protocol.endswith("all members of a cluster, 2 of 3 clusters without a pair left out")
+    assert np.isnan(perceptual.intra_lpips(Points(), [samples[2:]], training).value)
 
 
 def test_cap_takes_random_members():
     samples = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
     training = torch.zeros(1, 3)
-    values = [perceptual.intra_lpips(samples, training, cap=2, seed=seed).value for seed in range(300)]
-    every = perceptual.intra_lpips(samples, training).value
-    assert np.mean(values) == pytest.approx(every, abs=4 * np.std(values) / 300**0.5)  # unbiased
+
+    def value(**options):
+        return perceptual.intra_lpips(Points(), samples.split(100), training, **options)
+
+    values = [value(cap=2, seed=seed).value for seed in range(100)]
+    every = value().value
+    assert np.mean(values) == pytest.approx(every, abs=4 * np.std(values) / 100**0.5)  # unbiased
     assert np.std(values) > 1
-    capped = perceptual.intra_lpips(samples, training, cap=50, seed=3)
+    capped = value(cap=50, seed=3)
     assert capped.counts == (400,)
-    assert capped == perceptual.intra_lpips(samples, training, cap=50, seed=3)
+    assert capped == value(cap=50, seed=3)
     assert "at most 50 random members a cluster (seed 3)" in capped.protocol
-    assert perceptual.intra_lpips(samples, training, cap=400).value == pytest.approx(every)
-
-
-@pytest.mark.parametrize("cap", [None, 4])
-@pytest.mark.parametrize("empty", ["drop", "zero"])
-def test_stream_gives_the_same(small, cap, empty):
-    samples, training = images(23), images(3, seed=1)
-    whole = perceptual.intra_lpips(small(samples), small(training), cap, empty, seed=5, features=small.name)
-    stream = perceptual.intra_lpips_stream(small, iter(samples.split(5)), training, cap, empty, seed=5)
-    assert stream.value == pytest.approx(whole.value, rel=1e-6)
-    assert stream[2:] == whole[2:]
+    assert value(cap=400).value == pytest.approx(every)
 
 
 def test_digit_features_have_the_form_of_lpips():

@@ -13,8 +13,9 @@ from lib.worlds import digits as data
 from lib.worlds import judge as metrics
 from lib.worlds import prompts as digit_prompts
 from lib.worlds import sources as source
+from tests.rounding import assert_same
 
-TINY = {"size": 8, "channels": (8, 32), "steps": 3, "batch": 2, "progress": False}
+TINY = {"size": 8, "channels": (8, 32), "steps": 3, "batch": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +93,8 @@ def test_prompt_model_reads_each_images_own_prompt(untrained):
     with torch.no_grad():
         first, nothing, again = model(z, t.expand(3), y)
         alone = model(z[:1], t.expand(1), digit_prompts.null())[0]
-    torch.testing.assert_close(first, again)
-    torch.testing.assert_close(nothing, alone, rtol=1e-4, atol=1e-5)
+    assert_same(first, again)
+    assert_same(nothing, alone)
     assert not torch.allclose(first, nothing, atol=1e-3)
 
 
@@ -193,7 +194,7 @@ def test_shared_trains_what_is_missing_and_then_loads_it(tmp_path, monkeypatch):
 
 
 def test_shared_refuses_a_model_of_other_images(tmp_path):
-    source.classifier(tmp_path / "classifier", steps=1, progress=False)
+    source.classifier(tmp_path / "classifier", steps=1)
     digit_prompts.class_model(tmp_path / "small", **TINY)
     with pytest.raises(UserError, match=r"images 1 x 8 x 8 given; the classifier takes 1 x 16 x 16"):
         digit_prompts.shared(tmp_path, tmp_path / "small")
