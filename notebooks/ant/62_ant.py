@@ -124,9 +124,9 @@ loss = (wanted - model(x_t, t)).square().mean()
 
 # %% [markdown]
 # ### The adaptor's share
-# Counted layer by layer, without allocating a weight. Four networks: guided diffusion's at 256 x 256 pixels (the
-# paper's 1.3 % can only come from this one), that of Ho et al. which the released configuration names, and the two
-# latent ones. For some tasks the authors have $d=16$.
+# Size of the network and share of the adaptor, counted layer by layer without allocating a weight: guided diffusion's
+# network at 256 x 256 pixels (the paper's 1.3 % can only come from this one), that of Ho et al. which the released
+# configuration names, and the two latent ones. For some tasks the authors have $d=16$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -134,7 +134,8 @@ shares = {}
 for name, geometry in adaptor.GEOMETRIES.items():
     shares[name] = share = adaptor.share(geometry, d=8)
     wide = adaptor.share(geometry, d=16).percent
-    print(f"{name:13} {share.base / 1e6:6.1f} M, adaptor {share.percent:.2f} %, with d = 16 {wide:.2f} %")
+    size = f"{share.base / 1e6:6.1f} M"
+    print(f"{name:13} {size}: {share.percent:.2f} %, with d = 16 {wide:.2f} %")
 
 # %% tags=["hide-input"]
 keys = {"ADM 256": "adm", "Ho et al. 256": "ho", "LDM FFHQ": "ldm_ffhq", "LDM church": "ldm_church"}
@@ -206,15 +207,18 @@ figures.show(run, "iterations", lambda: draw_lines(shown, over, "iterations"), a
 # %% tags=["hide-input"]
 equal = {"ANT": ("ANT", same_cost), "full": ("full", -1), "adaptor": ("adaptor", -1)}
 cost = {name: [evaluations(n, arm.J) for n in arm.stops] for name, arm in arms.items()}
-alt = f"Frechet distance and Intra-LPIPS over network evaluations. Frechet distance after about {budget} evaluations: "
+alt = f"The same over network evaluations. Frechet distance after about {budget}: {ends('frechet', 0, equal)}."
 draw_costs = partial(draw_lines, ["frechet", "intra_lpips"], cost, "network evaluations (forward and backward)")
-figures.show(run, "evaluations", draw_costs, f"{alt}{ends('frechet', 0, equal)}.")
+figures.show(run, "evaluations", draw_costs, alt)
+
+
+def line(key, name, i):
+    costs = {"iterations": over[name][i], "evaluations": cost[name][i]}
+    return {"arm": key, **costs, **experiments.row(values, name, stop=i)}
+
+
 for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.items():
-    lines = [
-        {"arm": key, "iterations": over[name][i], "evaluations": cost[name][i], **experiments.row(values, name, stop=i)}
-        for key, (name, i) in chosen.items()
-    ]
-    run.table(title, lines, experiments.protocol(p))
+    run.table(title, [line(key, *place) for key, place in chosen.items()], experiments.protocol(p))
 
 # %% tags=["hide-input"]
 for key, (name, i) in rows.items():
@@ -249,10 +253,8 @@ run.claim(
 pictures = {name: torch.from_numpy(values[f"{name} samples"][0, : len(short)]) for name in arms}  # of the first draw
 in_rows = torch.cat([pictures[name][:, k] for k in range(2) for name in ("full", "ANT")])
 titles, labels = ["source", *map(str, short[1:])], [f"{arm}, noise {k}" for k in (1, 2) for arm in ("full", "ANT")]
-alt = (
-    f"Samples from two noises at iterations {', '.join(map(str, short))}, by full fine-tuning and by ANT. Share of all "
-)
-alt += f"samples taken for handwritten at the end: {ends('realism', 2, rows)}."
+alt = f"Samples from two noises at iterations {', '.join(map(str, short))}, by full fine-tuning and by ANT. "
+alt += f"Share of all samples taken for handwritten at the end: {ends('realism', 2, rows)}."
 draw_stages = partial(figures.image_grid, in_rows, ncols=len(short), titles=titles, row_labels=labels)
 figures.show(run, "two-noises", draw_stages, alt, kind="png")
 
@@ -279,10 +281,9 @@ run.claim("A5", gain_spread=gain_spread, gain_copies=gain_copies, transferred_at
 shown = [torch.from_numpy(values["shots"][0]), *(pictures[name][i] for name, i in rows.values())]
 in_rows = torch.stack([images[:8] for images in shown], dim=1).flatten(0, 1)
 draw_samples = partial(figures.image_grid, in_rows, ncols=len(shown), titles=["shots", *rows], cell=0.75)
-alt = (
-    f"Eight shots, and eight rows of samples from equal noise; columns shots, {', '.join(rows)}. Share of all samples "
-)
-figures.show(run, "samples", draw_samples, f"{alt}taken for handwritten: {ends('realism', 2, rows)}.", kind="png")
+alt = f"Eight shots and eight rows of samples from equal noise; columns shots, {', '.join(rows)}. "
+alt += f"Share of all samples taken for handwritten: {ends('realism', 2, rows)}."
+figures.show(run, "samples", draw_samples, alt, kind="png")
 
 # %% [markdown]
 # ## Limits

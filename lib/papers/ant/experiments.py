@@ -99,7 +99,7 @@ class Draw:
         return {
             "realism": metrics.realism(verdicts),
             "frechet": distances.frechet_distance(verdicts.features, self.target),
-            "intra_lpips": perceptual.intra_lpips(self.embed(samples), self.embed(self.shots)).value,
+            "intra_lpips": perceptual.intra_lpips(self.embed, samples.split(64), self.shots).value,
             "digits": len(verdicts.digit.unique()),
             "distance": distances.nearest(samples, self.shots)[0].mean().item(),
         }
