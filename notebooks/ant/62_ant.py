@@ -175,8 +175,8 @@ def at(name, measure, i=last):
 # %% tags=["hide-input"]
 def draw_lines(measures, x, label):
     """One panel a measure: the mean over the draws of each arm over its x (stops,)."""
-    height = 2.5 * len(measures) // 2
-    figure, axes = plt.subplots(len(measures) // 2, 2, figsize=(7, height), sharex=True, squeeze=False)
+    size = (7, 1.4 + 0.9 * len(measures))
+    figure, axes = plt.subplots(len(measures) // 2, 2, figsize=size, sharex=True, squeeze=False)
     for axis, measure in zip(axes.flat, measures, strict=True):
         for marker, name in zip("osD^vP", arms, strict=False):
             axis.plot(x[name], values[f"{name} {measure}"].mean(0), marker=marker, ms=3.5, label=name)
