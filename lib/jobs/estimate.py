@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.ground.finetune import finetune
+from lib.ground.finetune import Options, finetune
 from lib.ground.nets import parameter_count
+from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs import hub, methods
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
@@ -22,43 +25,21 @@ PATIENCE = {"cpu": 10.0, "cuda": 120.0}  # seconds a step; above that, one pass 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a job; printing it gives a line for each part.
+    """Cost of a job; printing it gives a line for each part."""
 
-    Attributes
-    ----------
-    parameters, trained
-        Of the network that samples, and those that change.
-    images_seen
-        Steps times batch.
-    forwards, backwards
-        Passes of one image through the network in all steps; a classifier's count by their share of operations.
-    flops
-        Floating-point operations of the training, a backward pass counted as two forward ones.
-    sampling_flops
-        Of the samples.
-    model_bytes, checkpoint_bytes
-        On disk: the result, and one checkpoint (weights, two moments of AdamW, the average if there is one).
-    seconds_per_step
-        On this machine, from a few steps, or where these would take too long from one pass; None if not measured.
-    hours, sampling_hours
-        Of the training, and of the samples by their operations; None if nothing was measured.
-    how
-        What the seconds come from.
-    """
-
-    parameters: int
-    trained: int
-    images_seen: int
-    forwards: float
+    parameters: int  # of the network that samples
+    trained: int  # those that change
+    images_seen: int  # steps times batch
+    forwards: float  # passes of one image in all steps; a classifier's count by their share of operations
     backwards: float
-    flops: float
+    flops: float  # operations of the training, a backward pass counted as two forward ones
     sampling_flops: float
-    model_bytes: int
-    checkpoint_bytes: int
-    seconds_per_step: float | None = None
-    hours: float | None = None
-    sampling_hours: float | None = None
-    how: str = ""
+    model_bytes: int  # on disk: the result
+    checkpoint_bytes: int  # weights, two moments of AdamW, the average if there is one
+    seconds_per_step: float | None = None  # on this machine
+    hours: float | None = None  # of the training
+    sampling_hours: float | None = None  # of the samples, by their operations
+    how: str = ""  # what the seconds come from
 
     def __str__(self) -> str:
         """Return the lines."""
@@ -75,59 +56,37 @@ class Cost:
         return "\n".join(lines)
 
 
-def estimate(s: Settings, source: Source | None = None, measure: bool = True, device: str = "") -> Cost:
-    """Count what a job costs and, if asked, measure a few steps of it on one process of this machine.
+def estimate(s: Settings, source: Source | None = None, measure: bool = True) -> Cost:
+    """Count what a job costs and, if asked, time a few steps of it on one process of this machine.
 
-    Parameters
-    ----------
-    source
-        The job's source, if it is loaded already.
-    measure
-        Time `TIMED` steps of a process's share of the batch on noise instead of images. Several processes are taken to
-        be as fast side by side as one alone.
-    device
-        Where to measure; by default CUDA if there is any and the job does not say otherwise.
-
-    Raises
-    ------
-    UserError
-        The source cannot be loaded.
+    They are a process's share of the batch, on noise instead of images; several processes are taken to be as fast side
+    by side as one alone. Where steps would take too long, one pass is timed. `source` is the job's, if it is loaded.
     """
     usual = "cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu"
-    where = device or usual
-    source = source or hub.source(s.source, where)
-    forwards, backwards, classifier_share = passes(s)
-    one, extra = flops_forward(source.unet.config), 0.0
-    if classifier_share:
-        extra = classifier_share * classifier_flops(source.unet.config) / one
-    images = s.steps * s.batch
+    source = source or hub.source(s.source, usual)
+    forwards, backwards, classifier = passes(s)
+    x, t = _one(source.unet.config, "meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    with torch.device("meta"):
+        unet: Any = UNet2DModel.from_config(source.unet.config)
+        one = operations(unet, x, t)
+        extra = operations(NoisedClassifier(unet), x, t) / one if classifier else 0.0
     pupil = methods.student(s, source)
-    trained = parameter_count(pupil.trained, trainable=True)
-    base = parameter_count(source.unet)
-    added = trained if pupil.trained is not pupil.unet else 0
-    total = images * (forwards + 2 * backwards + 3 * extra) * one
-    sampling = (s.samples + s.shown) * s.sampling_steps * one
-    cost: dict[str, Any] = {
-        "parameters": base + added,
-        "trained": trained,
-        "images_seen": images,
-        "forwards": images * (forwards + extra),
-        "backwards": images * (backwards + extra),
-        "flops": total,
-        "sampling_flops": sampling,
-        "model_bytes": 4 * (base + added),
-        "checkpoint_bytes": 4 * trained * (3 + (s.ema > 0)),
-    }
+    trained, base = parameter_count(pupil.trained, trainable=True), parameter_count(source.unet)
+    whole = base + (trained if pupil.trained is not pupil.unet else 0)
+    images, work = s.steps * s.batch, forwards + 2 * backwards + 3 * extra
+    sampling = (s.samples + s.shown) * s.sampling_steps
+    cost: dict[str, Any] = {"parameters": whole, "trained": trained, "images_seen": images}
+    cost |= {"forwards": images * (forwards + extra), "backwards": images * (backwards + extra)}
+    cost |= {"flops": images * work * one, "sampling_flops": sampling * one}
+    cost |= {"model_bytes": 4 * whole, "checkpoint_bytes": 4 * trained * (3 + (s.ema > 0))}
     if measure:
-        share = max(1, s.batch // s.processes)
-        guess = _seconds_forward(source) * share * (forwards + 2 * backwards + 3 * extra)
+        guess = _seconds_forward(source) * max(1, s.batch // s.processes) * work
         patient = guess < PATIENCE[source.unet.device.type]
-        seconds = _seconds_per_step(s, source, pupil) if patient else guess
-        cost["how"] = "measured" if patient else "from one forward pass"
-        hours = s.steps * seconds / 3600
+        each = _seconds_per_step(s, source, pupil) if patient else guess
+        cost |= {"how": "measured" if patient else "from one forward pass", "seconds_per_step": each}
         # One process samples; the others have done their share of the training by then.
-        cost |= {"seconds_per_step": seconds, "hours": hours}
-        cost["sampling_hours"] = hours * sampling / total * s.processes
+        hours = s.steps * each / 3600
+        cost |= {"hours": hours, "sampling_hours": hours * sampling / (images * work) * s.processes}
     return Cost(**cost)
 
 
@@ -144,76 +103,50 @@ def passes(s: Settings) -> tuple[float, float, int]:
     return 1 + ascent, 1 + ascent, int(s.method in methods.GUIDED)
 
 
-def flops_forward(config: Any) -> float:
-    """Return the operations of one image's forward pass, counted by torch on the meta device: nothing is computed."""
-    with torch.device("meta"):
-        unet = UNet2DModel.from_config(config)
-        return _count(lambda x, t: unet(x, t), config)
-
-
-def classifier_flops(config: Any) -> float:
-    """Return the operations of one image's forward pass through ANT's classifier."""
-    with torch.device("meta"):
-        classifier = methods.NoisedClassifier(UNet2DModel.from_config(config))
-        return _count(classifier, config)
-
-
-def _image_shape(config: Any) -> tuple[int, ...]:
-    """Return the shape (c, h, w) of an image of a U-Net."""
-    size = config["sample_size"]
-    return config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size))
-
-
-def _count(network: Any, config: Any) -> float:
+@torch.no_grad()
+def operations(network: Any, *inputs: Tensor) -> float:
+    """Return the floating-point operations of one forward pass; on the meta device nothing is computed."""
     with FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, *_image_shape(config)), torch.zeros(1, dtype=torch.long))
+        network(*inputs)
     return float(counter.get_total_flops())
+
+
+def _one(config: Any, device: torch.device | str) -> Tensor:
+    """Return one empty image (1, c, h, w) of a U-Net."""
+    size = config["sample_size"]
+    return torch.zeros(1, config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size))).to(device)
 
 
 def _seconds_forward(source: Source) -> float:
     """Time one forward pass of one image, the second of two."""
-    device = source.unet.device
-    x, t = torch.zeros(1, *_image_shape(source.unet.config), device=device), torch.zeros(1, device=device).long()
-    seconds = 0.0
+    x, taken = _one(source.unet.config, source.unet.device), 0.0
     for _ in range(2):
         began = time.perf_counter()
         with torch.no_grad():
-            float(hub.mean_model(source.unet)(x, t).sum())  # waits for the GPU
-        seconds = time.perf_counter() - began
-    return seconds
+            float(source.unet(x, torch.zeros(1, device=x.device).long()).sample.sum())  # waits for the GPU
+        taken = time.perf_counter() - began
+    return taken
 
 
 def _seconds_per_step(s: Settings, source: Source, pupil: methods.Student) -> float:
     """Run a few steps on noise; the student is thrown away afterwards."""
-    noise = torch.randn(4, *_image_shape(source.unet.config), generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-    times: list[float] = []
+    device, times = source.unet.device, []
+    images = torch.randn(4, *_one(source.unet.config, "cpu").shape[1:], generator=torch.Generator().manual_seed(0))
+    batch = max(1, s.batch // (s.processes * s.accumulate))
+    options = Options(batch, lr=1e-8, accumulate=s.accumulate, ema=s.ema)
 
-    def clock(i: int) -> None:
-        if source.unet.device.type == "cuda":
+    def clock(i: int, history: Any) -> None:
+        if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
-    finetune(
-        pupil.trained,
-        source.schedule,
-        noise,
-        pupil.loss,
-        WARMUP + TIMED,
-        max(1, s.batch // (s.processes * s.accumulate)),
-        lr=1e-8,
-        on_step=clock,
-        progress=False,
-        accumulate=s.accumulate,
-        accelerator=methods.accelerator(s, source.unet.device),
-        ema=s.ema or None,
-    )
-    steps = sorted(b - a for a, b in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False))
-    return steps[len(steps) // 2]
+    steps, accelerator = WARMUP + TIMED, methods.accelerator(s, device)
+    finetune(pupil.trained, source.schedule, images.clamp(-1, 1), pupil.loss, steps, options, clock, accelerator)
+    return statistics.median(b - a for a, b in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False))
 
 
 def _time(hours: float) -> str:
     """Return a time in seconds, minutes or hours."""
-    seconds = 3600 * hours
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{hours:.1f} h"
+    if hours < 1 / 30:
+        return f"{3600 * hours:.0f} s"
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} h"

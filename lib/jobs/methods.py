@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +15,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion
 from lib.ground.diffusion import Model, Schedule
+from lib.ground.finetune import Loss
+from lib.ground.folder import Read
+from lib.ground.nets import eps_model
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs import hub
 from lib.jobs.hub import Source
@@ -28,38 +30,30 @@ from lib.papers.ant.adaptor import Adaptor
 from lib.papers.sdft import method as sdft
 
 BATCH = 32  # images sampled at a time
+Begin = tuple[Tensor, torch.Generator]  # what samples begin with
 GUIDED = ("ANT without noise", "ANT")
 
 
-@dataclass
-class Student:
-    """What a method trains.
+class Student(NamedTuple):
+    """What a method trains."""
 
-    Attributes
-    ----------
-    unet
-        The network that samples afterwards.
-    trained
-        Module with the parameters in training: the U-Net itself, or its adaptor.
-    loss
-        ``loss(x0, t, eps)`` of the method.
-    classifier
-        Of the guided methods.
-    """
+    unet: Any  # the network that samples afterwards
+    trained: nn.Module  # with the parameters in training: the U-Net itself, or its adaptor
+    loss: Loss
 
-    unet: Any
-    trained: nn.Module
-    loss: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
-    classifier: NoisedClassifier | None = None
+
+def images(s: Settings, source: Source, which: str = "images") -> Read:
+    """Read the job's images, or its `reference`, at the source's size; a copy is kept in ``out/cache``."""
+    size, channels = source.unet.config["sample_size"], source.unet.config["in_channels"]
+    side = size if isinstance(size, int) else size[0]
+    cache, how = Path(s.out).expanduser() / "cache", (s.damaged, s.recursive, s.split, s.column)
+    return hub.target(getattr(s, which), side, channels, cache, *how, parameter=which)
 
 
 def student(s: Settings, source: Source, classifier: NoisedClassifier | None = None) -> Student:
     """Return a copy of the source made ready for the method of `s`, with its loss; `source` stays as it is.
 
-    Parameters
-    ----------
-    classifier
-        Of the guided methods; made from the source, untrained, if None.
+    The classifier is that of the guided methods; made from the source, untrained, if None.
     """
     whole: Any = source.unet
     whole.to(memory_format=torch.channels_last)  # twice as fast on a CPU
@@ -67,7 +61,7 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
     unet = copy.deepcopy(teacher)
     if s.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    model = hub.mean_model(unet)
+    model = eps_model(unet)
     if s.method in ("naive", "SDFT"):
         unet.requires_grad_(True)
         for block in unet.modules():
@@ -76,55 +70,32 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
         weights = (s.lambda_distill, s.gamma_distill, s.lambda_aux, s.gamma_aux) if s.method == "SDFT" else (0, 0, 0, 0)
 
         def distilled(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return sdft.loss(model, hub.mean_model(teacher), source.schedule, x0, t, eps, *weights)
+            return sdft.loss(model, eps_model(teacher), source.schedule, x0, t, eps, *weights)
 
         return Student(unet, unet, distilled)
     adaptor = Adaptor.attach(unet, s.c, s.d, s.heads)
-    guided = s.method in GUIDED
-    if guided and classifier is None:
-        classifier = NoisedClassifier(teacher)
-    guidance = ant.classifier_guidance(classifier) if classifier and guided else None
-    J = s.J if s.method == "ANT" else 0
+    guidance = None
+    if s.method in GUIDED:
+        guidance = ant.classifier_guidance(classifier or NoisedClassifier(teacher))
 
     def adversarial(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        J = s.J if s.method == "ANT" else 0
         return ant.loss(model, guidance, source.schedule, x0, t, eps, s.gamma, s.omega, J)
 
-    return Student(unet, adaptor, adversarial, classifier)
+    return Student(unet, adaptor, adversarial)
 
 
-def sample(
-    model: Model,
-    schedule: Schedule,
-    shape: Sequence[int],
-    n: int,
-    device: torch.device | str = "cpu",
-    sampler: str = "ancestral",
-    steps: int = 40,
-    seed: int = 0,
-    progress: bool = False,
-) -> Tensor:
-    """Draw n images (n, c, h, w) in [-1, 1], on the CPU; the same seed gives every model the same noise.
+def noise(s: Settings, shape: Sequence[int], n: int) -> Begin:
+    """Draw the noises (n, c, h, w) that samples of every model begin with; the generator goes on with the steps'."""
+    generator = torch.Generator().manual_seed(s.seed)
+    return torch.randn(n, *shape, generator=generator), generator
 
-    Parameters
-    ----------
-    model
-        ``eps = model(x_t, t)``, on `device`.
-    shape
-        Of one image, (c, h, w).
-    sampler
-        ``ddim`` (deterministic) or ``ancestral`` (fresh noise at every step); x0 is clamped in both.
-    """
-    options: dict[str, Any] = {"steps": min(steps, schedule.T), "clip": True}
-    parts = []
-    generator = torch.Generator().manual_seed(seed)
-    for start in tqdm(range(0, n, BATCH), desc="sampling", disable=not progress):
-        noise = torch.randn(min(BATCH, n - start), *shape, generator=generator).to(device)
-        if sampler == "ddim":
-            images = diffusion.sample_ddim(model, schedule, noise, **options)
-        else:
-            images = diffusion.sample_ddpm(model, schedule, noise, generator=generator, **options)
-        parts.append(images.clamp(-1, 1).cpu())
-    return torch.cat(parts)
+
+def sample(s: Settings, model: Model, schedule: Schedule, begin: Begin, device: torch.device) -> Tensor:
+    """Return images (n, c, h, w) in [-1, 1] on the CPU, by the sampler of `s`; the same of the same beginning."""
+    x_T, generator = begin
+    fresh = generator.clone_state() if s.sampler == "ancestral" else None
+    return diffusion.sample(model, schedule, x_T, min(s.sampling_steps, schedule.T), fresh, BATCH, device)
 
 
 def accelerator(s: Settings, device: torch.device) -> Accelerator:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from lib.record.files import UserError
+from lib.record.files import reading
 from lib.record.parameters import ParameterError
 
 # None stands for the paper's value; papermill reads such names in a notebook's parameters, but no `|`.
@@ -113,13 +113,7 @@ class Settings(BaseModel):
 
 
 def settings(**values: Any) -> Settings:
-    """Return checked settings.
-
-    Raises
-    ------
-    ParameterError
-        The first wrong one by name, with what would be right.
-    """
+    """Return checked settings; raise `ParameterError` for the first wrong one by name, with what would be right."""
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -135,10 +129,6 @@ def settings(**values: Any) -> Settings:
 
 def read_settings(path: str | Path) -> Settings:
     """Return the settings in a JSON file; errors as in `settings`, and if the file is missing or no JSON."""
-    try:
+    with reading(path, "name a JSON file of settings"):
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"job file {path} cannot be read ({error.strerror}); name a JSON file of settings") from None
-    except ValueError as error:
-        raise UserError(f"job file {path} is no JSON ({error})") from None
     return settings(**values)

@@ -38,7 +38,7 @@
 # would be for yours. Values that are left at `None` are those of the method's paper; the digits have smaller ones,
 # chosen on seeds from 1000 upwards.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveInt
 
 from lib.jobs.settings import OptionalCount, OptionalFloat, OptionalInt, OptionalStr
@@ -81,16 +81,16 @@ column: str = ""  # of a data set, with the images; empty: the only one
 source_steps: PositiveInt = 1600  # training steps of the model of digits, if there is none yet
 judge_steps: PositiveInt = 400  # training steps of the classifier of digits, if there is none yet
 
-# %%
+# %% tags=["hide-input"]
 import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from lib.ground import folder
-from lib.jobs import estimate, hub, job, report, settings
+from lib.jobs import estimate, hub, job, methods, report, settings
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as metrics
+from lib.worlds import digits as data, judge as judges
 from lib.worlds.sources import shared
 
 run = record.start("67_own_images", globals())
@@ -101,7 +101,7 @@ p = run.parameters
 # Passes of one image through the network in one step of each method, forward and backward, and through the classifier,
 # at the paper's settings. ANT needs many a step, and few steps.
 
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 for name in settings.METHODS:
     example = settings.settings(method=name, source="model", images="images", out="job")
@@ -110,31 +110,27 @@ for name in settings.METHODS:
 
 # %% [markdown]
 # ### Settings
-# Without `images`, the digits.
+# Those given above; without `images`, ten digits are written into a folder and small settings taken.
 
-# %%
+# %% tags=["hide-input"]
 place = Path(p.model) if p.model else run.artefacts / "own-job"
-small = {}
-if not p.images:
-    unet, schedule, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
-    digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
-    report.write_images(run.folder / "ten-digits", digits)
-    small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}
-    small |= {"samples": 100, "sampler": "ancestral", "sampling_steps": 20}
-    small |= {"flip": False, "judge": str(run.artefacts / "classifier"), "device": run.device.type}
-    shutil.rmtree(place, ignore_errors=True)  # an example is done anew each time
-
-# %%
 given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
 given |= {"images": p.images or str(run.folder / "ten-digits"), "out": str(place)}
 given |= {"source": p.source or str(run.artefacts / "source")}
 if not p.images:
-    given |= {"device": run.device.type}
-chosen = settings.settings(**small | given)
-start = hub.source(chosen.source, job.device_of(chosen))
-print(f"{len(job.images(chosen, start).names)} images")
-cost = job.estimate(chosen, start)
-print(cost)
+    _, _, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+    digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
+    report.write_images(run.folder / "ten-digits", digits)
+    small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}
+    small |= {"samples": 100, "sampler": "ancestral", "sampling_steps": 20, "flip": False}
+    given = small | given | {"judge": str(run.artefacts / "classifier"), "device": run.device.type}
+    shutil.rmtree(place, ignore_errors=True)  # an example is done anew each time
+
+# %%
+chosen = settings.settings(**given)
+source = hub.source(chosen.source, job.device_of(chosen))
+print(f"{len(methods.images(chosen, source).names)} images")
+print(estimate.estimate(chosen, source))
 
 # %% [markdown]
 # ### The job
@@ -149,9 +145,8 @@ result = job.run(chosen)
 # The first noises of the seed, not selected. Upper row: what the source makes of a noise; middle: what the student
 # makes of the same one; below: the training image that is nearest to it, to see what was copied.
 
-# %%
-pictures = load_file(place / report.SHEET)
-distance = result["nearest_training_distance"]
+# %% tags=["hide-input"]
+pictures, distance = load_file(place / report.SHEET), result["nearest_training_distance"]
 figures.show(
     run,
     "sheet",
@@ -163,41 +158,29 @@ figures.show(
 )
 
 # %% [markdown]
-# A metric stands with its protocol, or with the reason why there is none.
+# A metric stands with its protocol, or with the reason why there is none. For the digits there is a judge: how many of
+# the samples does it take for handwritten, and how many show one of the five classes that the ten images lack?
 
-# %%
+# %% tags=["hide-input"]
 rows = [{"metric": "distance to the nearest training image", "value": distance["mean"], "note": distance["protocol"]}]
 for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
     found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
     rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
+if not p.images:
+    verdicts = judges.judge(judge, folder.images(place / "samples", judge.size, channels=1))
+    lacking = [digit for digit in range(10) if digit not in data.KEPT]
+    realism, coverage = judges.realism(verdicts), judges.coverage(verdicts, lacking)
+    rows.append({"metric": "taken for handwritten", "value": realism, "note": "digit judge"})
+    rows.append({"metric": "handwritten, of a class that is missing", "value": coverage, "note": "digit judge"})
+    run.number("realism", realism)
 run.table("metrics", rows)
-
-# %%
 run.number("nearest_training_distance", distance["mean"])
-run.number("seconds_per_step", result["training"]["seconds"] / chosen.steps, unit="s")
-run.number("predicted_seconds_per_step", cost.seconds_per_step, unit="s")
-run.number("images", result["images"]["n"])
-run.number("steps", chosen.steps)
-if result["intra_lpips"]:
-    run.number("intra_lpips", result["intra_lpips"]["value"])
 if distance["among_training"] is not None:
     run.number("distance_among_training", distance["among_training"])
 
 # %% [markdown]
-# For the digits there is a judge: how many of the samples does it take for handwritten, and how many show one of the
-# five classes that the ten images lack?
-
-# %%
-if not p.images:
-    drawn = folder.images(place / "samples", judge.size, channels=1)
-    verdicts = metrics.judge(judge, drawn)
-    lacking = [digit for digit in range(10) if digit not in data.KEPT]
-    print("taken for handwritten:", run.number("realism", metrics.realism(verdicts)))
-    print("handwritten, of a class that is missing:", run.number("coverage", metrics.coverage(verdicts, lacking)))
-
-# %% [markdown]
 # The folder has everything: `DDPMPipeline.from_pretrained(FOLDER / "model")` loads the student, or for the methods with
-# an adaptor the source, beside which `lib.jobs.job.load(FOLDER / "model")` puts the adaptor.
+# an adaptor the source, beside which `lib.jobs.hub.source(FOLDER / "model")` puts the adaptor.
 
 # %%
 print(*sorted(path.name for path in place.iterdir() if not path.name.startswith(".")), sep="\n")

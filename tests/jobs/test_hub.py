@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from lib.ground import diffusion
-from lib.ground.nets import small_unet
+from lib.ground.nets import eps_model, small_unet
 from lib.jobs import hub
 from lib.record.files import ROOT, UserError
 
@@ -99,7 +99,7 @@ def test_a_learned_variance_is_left_out(tmp_path):
     found = hub.source(tmp_path)
     assert "variance" in found.notes[-1]
     x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 9])
-    torch.testing.assert_close(hub.mean_model(found.unet)(x, t), found.unet(x, t).sample[:, :1])
+    torch.testing.assert_close(eps_model(found.unet)(x, t), found.unet(x, t).sample[:, :1])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_learned_variance_is_left_out(tmp_path):
     [
         ("config.json", {"_class_name": "UNet2DConditionModel"}, "latent or conditional"),
         ("config.json", {"num_class_embeds": 10}, "conditioned on classes"),
-        ("config.json", {"in_channels": 4, "out_channels": 4}, "other shapes than config"),
+        ("config.json", {"in_channels": 4, "out_channels": 4}, "a map from 4 to 4 channels"),
         ("scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts 'v_prediction'"),
         ("scheduler_config.json", {"num_train_timesteps": None, "beta_schedule": None}, "noise levels of another kind"),
     ],
@@ -130,7 +130,7 @@ def test_missing_and_damaged_files(tiny, tmp_path):
     with pytest.raises(UserError, match="holds no weights"):
         hub.source(place)
     (place / "config.json").unlink()
-    with pytest.raises(UserError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"config\.json: missing; source: expected a model in diffusers' layout"):
         hub.source(place)
     with pytest.raises(UserError, match=r"^source: folder \./nowhere does not exist"):
         hub.source("./nowhere")
@@ -185,7 +185,9 @@ def test_unknown_id(monkeypatch, tmp_path):
 def test_offline_in_a_process_of_its_own(tiny, tmp_path):
     """The real environment variables: HF_HOME copied from elsewhere, HF_HUB_OFFLINE set."""
     cached(tmp_path / "hub", "someone/tiny", "model", lambda place: flat(tiny, place))
-    code = "from lib import hub; print(hub.source('someone/tiny').schedule.T); hub.source('google/ddpm-church-256')"
+    code = (
+        "from lib.jobs import hub; print(hub.source('someone/tiny').schedule.T); hub.source('google/ddpm-church-256')"
+    )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in environment.items() if name != "HF_HUB_CACHE"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -211,7 +213,7 @@ def test_data_sets_on_disk(tmp_path):
     datasets.DatasetDict({"test": rows()}).save_to_disk(tmp_path / "parts")
     wanted = torch.tensor([0, 100, 200]) / 127.5 - 1
     for name, split in (("parquet", "train"), ("saved", "train"), ("parts", "test")):
-        found = hub.target(tmp_path / name, 8, 1, split=split, cache=tmp_path / "cache")
+        found = hub.target(tmp_path / name, 8, 1, tmp_path / "cache", split=split)
         torch.testing.assert_close(found.images[:, 0, 4, 4], wanted)
         assert found.names[0] == "row 0"
     assert len(list((tmp_path / "cache").iterdir())) == 3

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lib.ground import finetune, folder
-from lib.ground.nets import parameter_count, small_unet
-from lib.jobs import estimate, hub, job, methods, report
+from lib.ground.nets import eps_model, parameter_count, small_unet
+from lib.jobs import estimate, hub, job, methods, report, watch
 from lib.jobs.settings import FREE, METHODS, settings
 from lib.measures import distances as image_metrics
 from lib.record.files import ROOT, UserError
@@ -52,7 +52,7 @@ def nothing_is_downloaded(tmp_path_factory):
 def whole(given, nothing_is_downloaded, tmp_path_factory):
     """A finished job of SDFT: its folder and what `run` returned."""
     out = tmp_path_factory.mktemp("whole")
-    return out, job.run(settings(method="SDFT", out=str(out), reference=given["images"], **given), progress=False)
+    return out, job.run(settings(method="SDFT", out=str(out), reference=given["images"], **given))
 
 
 def weights(place):
@@ -86,7 +86,7 @@ def test_all_outputs_are_there_and_load(given, whole):
 def test_sheet_compares_equal_noise(given, tmp_path):
     """A student that learned next to nothing draws what the source draws."""
     s = settings(method="naive", out=str(tmp_path), **given | {"lr": 1e-12, "samples": 40, "sampler": "ancestral"})
-    job.run(s, progress=False)
+    job.run(s)
     rows = load_file(tmp_path / report.SHEET)
     torch.testing.assert_close(rows["student"], rows["source"], rtol=0, atol=1e-3)
 
@@ -97,8 +97,8 @@ def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         after = kwargs["on_step"]
 
-        def stop(i, values):
-            after(i, values)
+        def stop(i, history):
+            after(i, history)
             if i == 3:
                 raise KeyboardInterrupt
 
@@ -106,29 +106,29 @@ def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        job.run(settings(method="SDFT", out=str(stopped), **given), progress=False)
+        job.run(settings(method="SDFT", out=str(stopped), **given))
     assert not (stopped / "model").exists()
     assert list((stopped / "checkpoints").glob("step-000002"))
     monkeypatch.setattr(finetune, "train", loop)
-    job.run(settings(method="SDFT", out=str(stopped), **given), progress=False)
+    job.run(settings(method="SDFT", out=str(stopped), **given))
     assert equal(weights(whole[0]), weights(stopped))
 
 
 def test_finished_job_is_not_done_again_and_more_steps_go_on(given, tmp_path, monkeypatch, capsys):
-    first = job.run(settings(method="naive", out=str(tmp_path), **given), progress=False)
+    first = job.run(settings(method="naive", out=str(tmp_path), **given))
     monkeypatch.setattr(job, "_work", None)
-    assert job.run(settings(method="naive", out=str(tmp_path), **given), progress=False) == first
+    assert job.run(settings(method="naive", out=str(tmp_path), **given)) == first
     assert "this job is finished" in capsys.readouterr().out
     monkeypatch.undo()
     loss, calls = methods.sdft.loss, []
     monkeypatch.setattr(methods.sdft, "loss", lambda *batch: calls.append(1) or loss(*batch))
-    more = job.run(settings(method="naive", out=str(tmp_path), **given | {"steps": 4}), progress=False)
+    more = job.run(settings(method="naive", out=str(tmp_path), **given | {"steps": 4}))
     assert more["training"]["steps"] == 4
     assert len(calls) == 1  # the one step that was missing
     for change in ({"lr": 1e-4}, {"batch": 8}, {"seed": 1}, {"method": "SDFT"}):
         name, value = next(iter(change.items()))
         with pytest.raises(UserError, match=f"^{name}: '{name}' is {value!r} now, but the job in .* was started with"):
-            job.run(settings(**{"method": "naive", "out": str(tmp_path)} | given | change), progress=False)
+            job.run(settings(**{"method": "naive", "out": str(tmp_path)} | given | change))
 
 
 def test_other_images_in_the_same_folder_are_refused(given, tmp_path):
@@ -136,17 +136,17 @@ def test_other_images_in_the_same_folder_are_refused(given, tmp_path):
     place.mkdir()
     Image.new("RGB", (32, 32), "red").save(place / "a.png")
     values = given | {"images": str(place), "out": str(tmp_path / "out"), "method": "naive", "samples": 1, "shown": 1}
-    job.run(settings(**values), progress=False)
+    job.run(settings(**values))
     Image.new("RGB", (32, 32), "blue").save(place / "a.png")
     with pytest.raises(UserError, match="'checksum' is"):
-        job.run(settings(**values), progress=False)
+        job.run(settings(**values))
 
 
 @pytest.mark.parametrize("method", ["adaptor", "ANT"])
 def test_methods_with_an_adaptor(given, tmp_path, method):
-    cost = job.estimate(settings(method=method, out=str(tmp_path), **given), measure=False)
-    job.run(settings(method=method, out=str(tmp_path), **given), progress=False)
-    source, adapted = hub.source(given["source"]), job.load(tmp_path / "model")
+    cost = estimate.estimate(settings(method=method, out=str(tmp_path), **given), measure=False)
+    job.run(settings(method=method, out=str(tmp_path), **given))
+    source, adapted = hub.source(given["source"]), hub.source(tmp_path / "model")
     assert equal(weights(tmp_path), source.unet.state_dict())  # diffusers alone loads the source
     x, t = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 90])
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_methods_with_an_adaptor(given, tmp_path, method):
     assert (tmp_path / job.CLASSIFIER).exists() == (method == "ANT")
     values = given | {"source": str(tmp_path / "model"), "out": str(tmp_path / "again"), "method": "naive"}
     with pytest.raises(UserError, match="holds an adaptor"):
-        job.run(settings(**values), progress=False)
+        job.run(settings(**values))
     model, checkpoint = (
         sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
         for name in ("model", "checkpoints")
@@ -169,8 +169,8 @@ def test_methods_with_an_adaptor(given, tmp_path, method):
 def test_averaged_weights_accumulation_and_checkpointing(given, tmp_path):
     values = given | {"method": "naive", "samples": 1, "shown": 1, "dropout": 0.0}
     savings = {"ema": 0.5, "accumulate": 2, "gradient_checkpointing": True}
-    mean = job.run(settings(out=str(tmp_path / "mean"), **values | savings), progress=False)
-    last = job.run(settings(out=str(tmp_path / "last"), **values), progress=False)
+    mean = job.run(settings(out=str(tmp_path / "mean"), **values | savings))
+    last = job.run(settings(out=str(tmp_path / "last"), **values))
     assert not equal(weights(tmp_path / "mean"), weights(tmp_path / "last"))
     # Two passes of two images are a batch of four, and the losses are those of the weights in training.
     assert mean["training"]["losses"] == pytest.approx(last["training"]["losses"], rel=1e-4)
@@ -178,7 +178,7 @@ def test_averaged_weights_accumulation_and_checkpointing(given, tmp_path):
 
 def test_bf16_is_close_and_the_result_is_float32(given, whole, tmp_path):
     s = settings(method="SDFT", out=str(tmp_path), precision="bf16", **given | {"samples": 1, "shown": 1})
-    found = job.run(s, progress=False)["training"]["losses"]["simple"]
+    found = job.run(s)["training"]["losses"]["simple"]
     assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
     exact = whole[1]["training"]["losses"]["simple"]
     assert exact != found == pytest.approx(exact, rel=0.03)
@@ -195,12 +195,12 @@ def test_metrics_with_features(given, tmp_path, monkeypatch):
     found = hub.target(given["images"], 32).images
     report.write_images(tmp_path / "samples", found)
     missing = {}
-    values = report._distances(s, tmp_path, found, torch.device("cpu"), missing)
+    values = report._distances(s, tmp_path, hub.source(s.source), torch.device("cpu"), missing)
     assert missing == {}
     assert values["fid"]["value"] == pytest.approx(0, abs=1e-6)
     assert (values["precision"]["value"], values["recall"]["value"]) == (1.0, 1.0)
     assert "10 generated, 10 reference" in values["kid"]["protocol"]
-    assert not (tmp_path / "reference").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"samples", "cache"}
 
 
 # ---------------------------------------------------------------------------------------------------- the cost
@@ -210,10 +210,10 @@ def test_the_best_model_is_kept_beside_the_last(given, tmp_path, monkeypatch):
     scores = iter([0.3, 0.1, 0.2])
     monkeypatch.setattr(report, "scorer", lambda *_: lambda: next(scores))
     made = settings(out=str(tmp_path), reference=given["images"], score_every=1, **given)
-    found = job.run(made, progress=False)
+    found = job.run(made)
     assert found["best"] == {"step": 2, "kid": 0.1, "samples": 500}
     kept = DDPMPipeline.from_pretrained(tmp_path / "best").unet.state_dict()
-    assert equal(kept, finetune.best(tmp_path / "checkpoints")[0])
+    assert equal(kept, watch.best(tmp_path / "checkpoints")[0])
     assert not equal(kept, weights(tmp_path))
 
 
@@ -221,16 +221,16 @@ def test_score_is_the_kernel_distance_to_the_reference(given, tmp_path, monkeypa
     monkeypatch.setattr(image_metrics, "inception", lambda device: None)
     monkeypatch.setattr(image_metrics, "folder_features", lambda place, *_: folder.images(place, 4).flatten(1))
     made = settings(out=str(tmp_path), reference=given["images"], score_every=1, score_samples=5, **given)
-    source = hub.source(made.source)
-    model, shape = hub.mean_model(source.unet), torch.Size((3, 32, 32))
-    score = report.scorer(made, tmp_path, source.schedule, model, shape, torch.device("cpu"))
+    source, cpu = hub.source(made.source), torch.device("cpu")
+    model, shape = eps_model(source.unet), torch.Size((3, 32, 32))
+    score = report.scorer(made, tmp_path, source, model, shape, cpu)
     assert score() == score()
-    drawn = methods.sample(model, source.schedule, shape, 5, sampler="ddim", steps=2, seed=made.seed)
+    drawn = methods.sample(made, model, source.schedule, methods.noise(made, shape, 5), cpu)
     report.write_images(tmp_path / "drawn", drawn)
     report.write_images(tmp_path / "real", folder.images(given["images"], 32))
     pair = [folder.images(tmp_path / name, 4).flatten(1) for name in ("drawn", "real")]
     assert score() == pytest.approx(image_metrics.kernel_distance(*pair, seed=made.seed))
-    assert not (tmp_path / "scored").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn", "real", "cache"}
 
 
 def test_a_score_wants_a_reference(given, tmp_path):
@@ -241,10 +241,11 @@ def test_a_score_wants_a_reference(given, tmp_path):
 def test_cost_is_that_of_closed_forms(given):
     s = settings(method="SDFT", out="unused", **given)
     source = hub.source(s.source)
-    cost = job.estimate(s, source)
+    cost = estimate.estimate(s, source)
     assert cost.images_seen == 12
     assert (cost.forwards, cost.backwards) == (12 * 4, 12 * 2)
-    assert cost.flops == 12 * (4 + 2 * 2) * estimate.flops_forward(source.unet.config)
+    x, t = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
+    assert cost.flops == 12 * (4 + 2 * 2) * estimate.operations(source.unet, x, t)
     assert cost.model_bytes == 4 * parameter_count(source.unet)
     assert cost.checkpoint_bytes == 3 * cost.model_bytes
     assert cost.hours == pytest.approx(3 * cost.seconds_per_step / 3600)
@@ -253,13 +254,11 @@ def test_cost_is_that_of_closed_forms(given):
 
 def test_operations_are_counted_by_hand():
     """One 3x3 convolution: 2 operations a multiplication, 9 x channels x channels x pixels of them."""
-    unet = small_unet(16, (8, 32))
-    whole = estimate.flops_forward(unet.config)
-    with torch.device("meta"):
-        convolution = torch.nn.Conv2d(1, 8, 3, padding=1)
-        first = estimate._count(lambda x, t: convolution(x), unet.config)
+    image = torch.zeros(1, 1, 16, 16)
+    first = estimate.operations(torch.nn.Conv2d(1, 8, 3, padding=1), image)
     assert first == 2 * 9 * 1 * 8 * 16**2
-    assert whole > 2 * parameter_count(unet)
+    unet = small_unet(16, (8, 32))
+    assert estimate.operations(unet, image, torch.zeros(1, dtype=torch.long)) > 2 * parameter_count(unet)
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
@@ -291,7 +290,7 @@ def test_missing_places_are_one_line(given, tmp_path, capsys):
         assert line.startswith(message)
         assert line.count("\n") == 1
     assert job.main([str(tmp_path / "none.json")]) == 1
-    assert "cannot be read" in capsys.readouterr().err
+    assert "none.json: missing; name a JSON file of settings" in capsys.readouterr().err
     assert job.main([]) == 1
     assert not (tmp_path / "out" / "job.json").exists()
 

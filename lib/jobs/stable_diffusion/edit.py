@@ -14,16 +14,20 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize, to_pil_image
 
 from lib.ground import diffusion, folder
 from lib.jobs.stable_diffusion.model import StableDiffusion, enough_memory
 from lib.measures import clip as clips
 from lib.measures import perceptual
 from lib.papers.baselines import translation
+from lib.papers.dds import fast
 from lib.papers.dds import method as dds
 from lib.record.files import UserError
 
-Source = str | Path | Image.Image | Tensor
+Picture = str | Path | Image.Image | Tensor
+LESS = "or load with dtype float16 or bfloat16"
 
 
 class Prompts(NamedTuple):
@@ -73,140 +77,63 @@ class ImageEdit(NamedTuple):
         return update, accumulated
 
 
-def edit(
-    sd: StableDiffusion,
-    image: Source,
-    prompt: str,
-    source_prompt: str = "",
-    *,
-    omega: float = 7.5,
-    iterations: int = 200,
-    eta: str | float = "notebook",
-    optimizer: str = "sgd",
-    method: str = "dds",
-    lambda_id: float = 0.0,
-    t_range: tuple[int, int] = dds.T_RANGE,
-    size: int | None = None,
-    seed: int = 0,
-    frames: int = 6,
-    reference: dds.Reference | None = None,
-) -> ImageEdit:
+def edit(sd: StableDiffusion, image: Picture, prompt: str, source_prompt: str = "", **options: Any) -> ImageEdit:
     """Edit an image from a source prompt to a prompt by DDS, without a mask and without training.
 
-    Parameters
-    ----------
-    image
-        File, picture or tensor, see `prepare_image`.
-    prompt, source_prompt
-        Texts. An empty source prompt is the paper's choice for edits of the whole picture, and the cheaper one.
-    omega, iterations, eta, optimizer, method, lambda_id, t_range, seed
-        As in `lib.papers.dds.method.edit`. The presets of `eta` are steps per element, the same at every image size.
-    size
-        Side of the square in pixels; the model's own by default (512 for Stable Diffusion 1.5).
-    frames
-        Latents of the trajectory to decode, in equal steps, first and last among them.
-    reference
-        What `lib.papers.dds.method.reference` returned for this image, source prompt, `t_range` and seed; see
-        `edit_many`.
-
-    Raises
-    ------
-    UserError
-        A prompt is too long; the image or its size does not do; as `lib.papers.dds.method.edit`, which names omega, eta
-        and the precision of the weights if the latent becomes infinite; not enough memory.
+    `image` is a file, a picture or a tensor, see `prepare_image`. An empty source prompt is the paper's choice for
+    edits of the whole picture, and the cheaper one. The options are those of `edit_many`.
     """
-    _check_frames(frames)
-    x = prepare_image(image, sd.checked_size(size))
-    with enough_memory("size, or load with dtype float16 or bfloat16"):
-        z_hat = sd.encode(x[None])
-    return _edit(
-        *(sd, x, z_hat, prompt, source_prompt, frames),
-        method=method,
-        omega=omega,
-        lambda_id=lambda_id,
-        iterations=iterations,
-        optimizer=optimizer,
-        eta=eta,
-        t_range=t_range,
-        seed=seed,
-        reference=reference,
-    )
-
-
-def _edit(
-    sd: StableDiffusion,
-    x: Tensor,
-    z_hat: Tensor,
-    prompt: str,
-    source_prompt: str,
-    frames: int,
-    *,
-    iterations: int,
-    **options: Any,
-) -> ImageEdit:
-    """Edit an image x (3, h, w) with latent z_hat, with the options of `lib.papers.dds.method.edit`."""
-    y, y_hat, null = (sd.embed(text) for text in (prompt, source_prompt, ""))
-    with enough_memory("size or frames, or load with dtype float16 or bfloat16"):
-        done = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=iterations, **options)
-        shown = sorted(set(torch.linspace(0, iterations, frames).round().int().tolist()))
-        images = sd.decode(done.trajectory[shown, 0]).cpu()  # (k, 3, size, size)
-    return ImageEdit(to_picture(images[-1]), images, shown, x, done)
+    return edit_many(sd, image, [prompt], source_prompt, **options)[0]
 
 
 def edit_many(
     sd: StableDiffusion,
-    image: Source,
+    image: Picture,
     prompts: Sequence[str],
     source_prompt: str = "",
     *,
-    iterations: int = 200,
-    t_range: tuple[int, int] = dds.T_RANGE,
     size: int | None = None,
-    seed: int = 0,
     frames: int = 6,
     batch: int = 8,
     **options: Any,
 ) -> list[ImageEdit]:
-    """Edit one image to several prompts by DDS: it is encoded, and its branch evaluated, once for all of them.
+    """Edit one image to each of several prompts: it is encoded, and its branch evaluated, once for all of them.
 
     Parameters
     ----------
-    prompts
-        Target texts.
+    size
+        Side of the square in pixels; the model's own by default (512 for Stable Diffusion 1.5).
+    frames
+        Latents of each trajectory to decode, in equal steps, first and last among them.
     batch
         Largest number of latents in a call for the shared branch.
-    image, source_prompt, iterations, t_range, size, seed, frames, options
-        As in `edit`.
-
-    Raises
-    ------
-    UserError
-        No prompt; as `edit`.
+    options
+        Of `lib.papers.dds.method.Options`: omega, iterations, eta, optimizer, method, lambda_id, t_range, seed.
     """
     if not prompts or isinstance(prompts, str):
         raise UserError(f"prompts: {prompts!r} given; give a list with at least one text")
-    _check_frames(frames)
-    x = prepare_image(image, sd.checked_size(size))
-    y_hat, null, _ = sd.embed(source_prompt), sd.embed(""), [sd.embed(prompt) for prompt in prompts]
-    same: dict[str, Any] = {"iterations": iterations, "t_range": t_range, "seed": seed}
-    shared = None
-    with enough_memory("batch or size, or load with dtype float16 or bfloat16"):
-        z_hat = sd.encode(x[None])
-        if options.get("method", "dds") == "dds":
-            shared = dds.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch=batch, **same)
-    options |= {"reference": shared, **same}
-    return [_edit(sd, x, z_hat, prompt, source_prompt, frames, **options) for prompt in prompts]
-
-
-def _check_frames(frames: int) -> None:
-    """Refuse too few pictures of the way."""
     if frames < 2:
         raise UserError(f"frames: {frames} given; 2 (first and last) or more")
+    x = prepare_image(image, sd.checked_size(size))
+    y_hat, null, *targets = (sd.embed(text) for text in (source_prompt, "", *prompts))
+    o = dds.Options(**options)
+    with enough_memory(f"size, frames or batch, {LESS}"):
+        z_hat, shared = sd.encode(x[None]), None
+        if len(prompts) > 1 and o.method == "dds":
+            same: dict[str, Any] = {"iterations": o.iterations, "t_range": o.t_range, "seed": o.seed}
+            shared = fast.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch=batch, **same)
+        edits = []
+        for y in targets:
+            done = fast.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, shared, **options)
+            shown = sorted(set(torch.linspace(0, o.iterations, frames).round().int().tolist()))
+            images = sd.decode(done.trajectory[shown, 0]).cpu()  # (k, 3, size, size)
+            edits.append(ImageEdit(to_picture(images[-1]), images, shown, x, done))
+    return edits
 
 
 def sdedit(
     sd: StableDiffusion,
-    image: Source,
+    image: Picture,
     prompt: str,
     strengths: Sequence[float],
     *,
@@ -218,31 +145,15 @@ def sdedit(
 ) -> Tensor:
     """Edit an image by SDEdit (Meng et al. 2022): noise its latent to each strength and denoise with the prompt.
 
-    Parameters
-    ----------
-    strengths
-        Start times as shares of the schedule, above 0 and up to 1.
-    steps, eta
-        Of the whole trajectory, and its randomness: 0 is DDIM.
-    omega, size, seed
-        As in `edit_many`.
-
-    Returns
-    -------
-    Tensor
-        (len(strengths), 3, h, w) in [-1, 1], on the CPU.
-
-    Raises
-    ------
-    UserError
-        A strength out of range; as `edit_many`.
+    Strengths are start times as shares of the schedule, above 0 and up to 1; `steps` are those of the whole trajectory,
+    and `eta` is its randomness (0: DDIM). The edits are (len(strengths), 3, h, w) in [-1, 1], on the CPU.
     """
     for strength in strengths:
         if not 0 < strength <= 1:
             raise UserError(f"strengths: {strength} given; each lies above 0 and up to 1")
     grid = diffusion.ddim_timesteps(sd.schedule.T, steps).tolist()
     x, model = prepare_image(image, sd.checked_size(size)), sd.guided(prompt, omega)
-    with enough_memory("size, or load with dtype float16 or bfloat16"):
+    with enough_memory(f"size, {LESS}"):
         z, ends = sd.encode(x[None]), []
         for strength in strengths:
             start = grid[min(max(round(strength * steps), 1), steps - 1)]
@@ -285,58 +196,67 @@ def compare(done: ImageEdit, redrawn: Tensor, prompt: str, clip: clips.Clip, lpi
     return Measured(clips.similarity(clip, pictures, prompt).tolist(), perceptual.pairwise_lpips(z)[0].tolist())
 
 
-def prepare_image(image: Source, size: int = 512) -> Tensor:
+class Contest(NamedTuple):
+    """One pair of prompts in `contest`."""
+
+    source: str
+    target: str
+    done: ImageEdit
+    redrawn: Tensor  # (strengths, 3, h, w), by SDEdit
+    found: Measured
+
+
+def contest(
+    seed: int,
+    p: Any,
+    sd: StableDiffusion,
+    jobs: Sequence[tuple[Tensor, str, list[str]]],
+    clip: clips.Clip,
+    lpips: perceptual.Embedding,
+) -> list[Contest]:
+    """Edit photographs (3, h, w), each from its source prompt to its targets, by DDS and by SDEdit, and measure both.
+
+    Of `p` these count: iterations, omega, eta, strengths, sdedit_steps, sdedit_eta.
+    """
+    results = []
+    for x, source, targets in jobs:
+        same: dict[str, Any] = {"size": x.shape[-1], "seed": seed, "omega": p.omega}
+        edits = edit_many(sd, x, targets, source, iterations=p.iterations, eta=p.eta, **same)
+        for target, done in zip(targets, edits, strict=True):
+            redrawn = sdedit(sd, x, target, p.strengths, steps=p.sdedit_steps, eta=p.sdedit_eta, **same)
+            results.append(Contest(source, target, done, redrawn, compare(done, redrawn, target, clip, lpips)))
+    return results
+
+
+def prepare_image(image: Picture, size: int = 512) -> Tensor:
     """Return an image as the model takes it: upright, centre-cropped to a square, resized, (3, size, size) in [-1, 1].
 
-    Files and pictures are read by `lib.ground.folder`: any mode and depth, transparent pixels laid on white, Lanczos.
-    (The authors' notebook drops the alpha channel, and resizes with Pillow's default, bicubic.) A line is printed if
-    the image is enlarged or loses more than a third.
-
-    Parameters
-    ----------
-    image
-        A file, a picture of Pillow, or a tensor (3 or 1, h, w) in [-1, 1].
-    size
-        Side in pixels.
-
-    Raises
-    ------
-    UserError
-        The file is missing or damaged; a tensor of another shape, or not finite.
+    Files and pictures are read by `lib.ground.folder`: any mode and depth, transparent pixels laid on white, Lanczos;
+    diffusers' own loader drops the alpha channel and cuts 16 bits off at 255. (The authors' notebook drops alpha, too,
+    and resizes by bicubic.) A tensor is (3 or 1, h, w) in [-1, 1]. A line is printed if a picture is enlarged or loses
+    more than a third.
     """
     if isinstance(image, Tensor):
-        return _square(image, size)
-    files: list[tuple[str, Any]] = [("picture", io.BytesIO())]
-    where = "image"
+        if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape or not image.isfinite().all():
+            raise UserError(f"image: tensor {tuple(image.shape)}; give (3, h, w) or (1, h, w), finite, in [-1, 1]")
+        square = center_crop(image.float(), [min(image.shape[1:])] * 2).expand(3, -1, -1)
+        return resize(square, [size, size], InterpolationMode.BICUBIC).clamp(-1, 1)
+    name, where, file = "picture", "image", io.BytesIO()
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
-        plain = upright if upright.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else upright.convert("RGB")
-        plain.save(files[0][1], "PNG", compress_level=1)
+        plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright
+        plain.save(file, "PNG", compress_level=1)
     else:
         path = Path(image).expanduser()
         if not path.is_file():
             raise UserError(f"image: file {path} does not exist; name an image file")
-        files, where = [(path.name, path)], f"image folder {path.parent}"
-    read = folder.collect(files, size, 3, "refuse", where, threads=1)
+        name, where, file = path.name, f"image folder {path.parent}", path
+    read = folder.collect([(name, file)], size, 3, "refuse", where, threads=1)
     for hint in read.hints:
         print(hint)
     return read.images[0]
 
 
-def _square(image: Tensor, size: int) -> Tensor:
-    """Crop a tensor to a square around its centre and resize it, (3, size, size)."""
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape or not image.isfinite().all():
-        raise UserError(f"image: tensor {tuple(image.shape)}; give (3, h, w) or (1, h, w), finite, in [-1, 1]")
-    h, w = image.shape[1:]
-    side = min(h, w)
-    top, left = (h - side) // 2, (w - side) // 2
-    square = image.float()[:, top : top + side, left : left + side].expand(3, -1, -1)
-    if side != size:
-        square = F.interpolate(square[None], (size, size), mode="bicubic", antialias=True)[0]
-    return square.clamp(-1, 1)
-
-
 def to_picture(image: Tensor) -> Image.Image:
     """Return an image (3, h, w) in [-1, 1] as a picture of Pillow, rounded to 8 bits."""
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return to_pil_image(((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte())

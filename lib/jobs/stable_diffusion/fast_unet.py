@@ -6,7 +6,6 @@ converted once. Predictions come back in the type of the input, so a loop keeps 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = 64  # that one network may be compiled for
 WARM_UP = 3  # calls on a side stream before a capture, as many as PyTorch's notes on CUDA graphs take
 
-Inputs = dict[str, Tensor]
+Run = Callable[..., Tensor]
 
 
 class Output(NamedTuple):
@@ -30,12 +29,12 @@ class Output(NamedTuple):
 
 
 def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plain") -> FastUNet:
-    """Make a U-Net fast; it changes itself, as with ``unet.to(...)``, and can no longer be trained.
+    """Make a U-Net on its device fast; it changes itself, as with ``unet.to(...)``, and can no longer be trained.
 
     Parameters
     ----------
     unet
-        A ``UNet2DConditionModel`` or ``UNet2DModel``, on its device. To keep it, give a ``copy.deepcopy``.
+        A ``UNet2DConditionModel`` or ``UNet2DModel``. To keep it, give a ``copy.deepcopy``.
     dtype
         Type of the weights: float16 on a GPU and float32 on a CPU unless given. DDS takes differences of predictions
         that are nearly equal, so float16 (11 significant bits) is closer to float32 than bfloat16 (8 bits) is.
@@ -44,11 +43,6 @@ def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plai
         shape; `graph`, a CUDA graph for every new shape, seconds to capture. In `compile` nothing falls back to plain
         Python: a part that cannot be compiled is an error. Inside, PyTorch's own kernels stay wherever none of the
         generated ones is faster, and on a GPU it captures CUDA graphs by itself.
-
-    Raises
-    ------
-    UserError
-        `mode` or `dtype` is unknown; a CUDA graph is asked for on a CPU.
     """
     device = next(unet.parameters()).device
     check_mode(mode, device)
@@ -61,13 +55,7 @@ def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plai
 
 
 def check_mode(mode: str, device: torch.device) -> None:
-    """Refuse a mode of `prepare` that is unknown, or that a device does not have.
-
-    Raises
-    ------
-    UserError
-        With the modes that there are.
-    """
+    """Refuse a mode of `prepare` that is unknown, or that a device does not have."""
     if mode not in MODES:
         raise UserError(f"mode: unknown '{mode}'; one of {', '.join(MODES)}")
     if mode == "graph" and device.type != "cuda":
@@ -75,23 +63,14 @@ def check_mode(mode: str, device: torch.device) -> None:
 
 
 class FastUNet:
-    """What `prepare` returns: called like the U-Net, with the same ``config``; no gradient passes through it.
-
-    Attributes
-    ----------
-    unet
-        The network itself.
-    dtype, mode
-        As in `prepare`.
-    """
+    """What `prepare` returns: called like the U-Net, with the same ``config``; no gradient passes through it."""
 
     def __init__(self, unet: nn.Module, dtype: torch.dtype, mode: str) -> None:
         self.unet, self.dtype, self.mode = unet, dtype, mode
         self.config: Any = unet.config
         self.device = next(unet.parameters()).device
-        self._names = list(inspect.signature(unet.forward).parameters)[2:]  # after sample and timestep
         self._graphs: dict[tuple, _Graph] = {}
-        self._run: Callable[[Inputs], Tensor] = self._plain
+        self._run: Run = self._plain
         if mode == "compile":
             kind = "max-autotune" if self.device.type == "cuda" else None
             self._compiled = torch.compile(self._plain, fullgraph=True, dynamic=False, mode=kind)
@@ -101,71 +80,56 @@ class FastUNet:
             self._pool = torch.cuda.graph_pool_handle()  # one for all shapes: no result outlives its call
 
     @torch.no_grad()
-    def __call__(self, sample: Tensor, timestep: Tensor | int, *args: Tensor, **named: Tensor | None) -> Output:
-        """Predict for samples (b, c, h, w) at timestep, (b,) or one for all; the result has the sample's type.
+    def __call__(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Output:
+        """Predict for samples (b, c, h, w) at timesteps (b,); the result has the sample's type.
 
-        Parameters
-        ----------
-        args, named
-            Further inputs in the U-Net's own order or by its names, tensors of b entries: text embeddings
-            (b, tokens, features) of a ``UNet2DConditionModel``, class numbers (b,) of a ``UNet2DModel``.
-
-        Raises
-        ------
-        UserError
-            An input is no tensor.
+        The condition is text embeddings (b, tokens, features) of a ``UNet2DConditionModel``, or class numbers (b,) of a
+        ``UNet2DModel``. What is on the device already stays as it is: nothing here waits for a GPU.
         """
-        # A tensor that is on the device already stays as it is: nothing here waits for a GPU.
-        t = torch.as_tensor(timestep, device=self.device).expand(len(sample))
-        inputs = {"sample": sample.to(self.device, self.dtype, memory_format=torch.channels_last), "timestep": t}
-        for name, value in {**dict(zip(self._names, args, strict=False)), **named}.items():
-            if value is None or name == "return_dict":
-                continue
-            if not isinstance(value, Tensor):
-                raise UserError(f"{name}: {type(value).__name__} given; a prepared U-Net takes tensors only")
-            inputs[name] = value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+        x = sample.to(self.device, self.dtype, memory_format=torch.channels_last)
+        y = condition.to(self.device, self.dtype if condition.is_floating_point() else condition.dtype)
         if self.mode == "compile" and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()  # the result of the last call is copied, so its memory is free
         with torch.autocast(self.device.type, enabled=False):  # around it, autocast would convert the weights again
-            eps = self._run(inputs)
+            eps = self._run(x, timestep.to(self.device), y)
         # Always a copy: the next call of a graph writes into the same memory.
         return Output(eps.to(sample.dtype, copy=True, memory_format=torch.contiguous_format))
 
-    def _plain(self, inputs: Inputs) -> Tensor:
-        return self.unet(**inputs, return_dict=False)[0]
+    def _plain(self, *inputs: Tensor) -> Tensor:
+        return self.unet(*inputs, return_dict=False)[0]
 
-    def _as_compiled(self, inputs: Inputs) -> Tensor:
+    def _as_compiled(self, *inputs: Tensor) -> Tensor:
         """Run what was compiled for these shapes; PyTorch itself would stop at the ninth."""
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            return self._compiled(inputs)
+            return self._compiled(*inputs)
 
-    def _replayed(self, inputs: Inputs) -> Tensor:
+    def _replayed(self, *inputs: Tensor) -> Tensor:
         """Replay the graph of these shapes; capture it first if they are new."""
-        key = tuple((name, value.shape, value.dtype) for name, value in inputs.items())
+        key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self._graphs:
             self._graphs[key] = _Graph(self._plain, inputs, self.device, self._pool)
-        return self._graphs[key](inputs)
+        return self._graphs[key](*inputs)
 
 
 class _Graph:
     """A CUDA graph of one call, with input and output memory of its own."""
 
-    def __init__(self, run: Callable[[Inputs], Tensor], inputs: Inputs, device: torch.device, pool: Any) -> None:
-        self.inputs = {name: value.clone() for name, value in inputs.items()}
+    def __init__(self, run: Run, inputs: tuple[Tensor, ...], device: torch.device, pool: Any) -> None:
+        self.inputs = [value.clone() for value in inputs]
         with torch.cuda.device(device):  # streams and captures belong to the current GPU
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # libraries choose algorithms and take memory before, never while, capturing
                 for _ in range(WARM_UP):
-                    run(self.inputs)
+                    run(*self.inputs)
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, pool=pool):
-                self.output = run(self.inputs)
+                self.output = run(*self.inputs)
 
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Copy the inputs in and replay; the output is overwritten by the next call."""
-        for name, value in inputs.items():
-            self.inputs[name].copy_(value)
+        for kept, value in zip(self.inputs, inputs, strict=True):
+            kept.copy_(value)
         self.graph.replay()
         return self.output

@@ -1,4 +1,4 @@
-"""What DDS costs: the loop as published (official notebook of Hertz et al., ICCV 2023) against `lib.papers.dds.edit`.
+"""What DDS costs: the loop as published (official notebook of Hertz et al., ICCV 2023) against `lib.papers.dds.fast`.
 
 Both get the same latent, embeddings, timesteps and noises, and a U-Net of the true shape with random weights: time does
 not depend on what the weights are. Counted are evaluations of the U-Net, and its operations on the meta device.
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lib.ground import diffusion
+from lib.jobs import estimate
 from lib.jobs.stable_diffusion.fast_unet import prepare
+from lib.papers.dds import fast
 from lib.papers.dds import method as dds
 from lib.papers.dds.optimizers import PRESETS
 from lib.record.files import UserError
@@ -66,13 +67,7 @@ class Speed(NamedTuple):
 
 
 def random_unet(geometry: str = "sd15", device: torch.device | str = "cpu", seed: int = 0) -> UNet2DConditionModel:
-    """Return a U-Net of a geometry with the weights that diffusers begins training with; they are frozen.
-
-    Raises
-    ------
-    UserError
-        `geometry` is unknown.
-    """
+    """Return a frozen U-Net of a geometry, `sd15` or `small`, with the weights that diffusers begins training with."""
     if geometry not in GEOMETRIES:
         raise UserError(f"geometry: unknown '{geometry}'; one of {', '.join(GEOMETRIES)}")
     with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
@@ -81,22 +76,18 @@ def random_unet(geometry: str = "sd15", device: torch.device | str = "cpu", seed
     return unet.to(device).eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def operations(geometry: str = "sd15", side: int | None = None) -> int:
-    """Return the floating-point operations of one evaluation with latents of `side` positions; computes nothing."""
-    unet = random_unet(geometry, "meta")
-    side = side or unet.config["sample_size"]
-    z, text = torch.zeros(1, 4, side, side), torch.zeros(1, TOKENS, unet.config["cross_attention_dim"])
-    with FlopCounterMode(display=False) as counter:
-        unet(z.to("meta"), torch.zeros(1, device="meta"), text.to("meta"))
-    return counter.get_total_flops()
+def operations(geometry: str = "sd15") -> float:
+    """Return the floating-point operations of one evaluation; computes nothing."""
+    given = draw_inputs(geometry, 1, "cpu")
+    z, t, y = (part.to("meta") for part in (given.z_hat, given.t[0], given.y))
+    return estimate.operations(random_unet(geometry, "meta"), z, t, y)
 
 
-def draw_inputs(geometry: str, side: int, iterations: int, device: torch.device | str, seed: int = 0) -> Inputs:
+def draw_inputs(geometry: str, iterations: int, device: torch.device | str, seed: int = 0) -> Inputs:
     """Draw a latent and three embeddings, and the timesteps and noises that DDS draws for this seed."""
     generator = torch.Generator().manual_seed(seed)
+    side, features = (GEOMETRIES[geometry][name] for name in ("sample_size", "cross_attention_dim"))
     z_hat = torch.randn(1, 4, side, side, generator=generator).to(device)
-    features = GEOMETRIES[geometry]["cross_attention_dim"]
     y, y_hat, null = torch.randn(3, 1, TOKENS, features, generator=generator).to(device)
     t, eps = dds.draw(diffusion.scaled_linear(), z_hat, iterations, dds.T_RANGE, seed)
     return Inputs(z_hat, y, y_hat, null, t, eps)
@@ -105,21 +96,10 @@ def draw_inputs(geometry: str, side: int, iterations: int, device: torch.device 
 def published(model: dds.Model, inputs: Inputs, omega: float = 7.5, autocast: torch.dtype | None = None) -> Tensor:
     """Edit as the official notebook does, and return z: what it costs is what this module measures.
 
-    Every iteration makes the four evaluations in one call, looks whether they are finite (a GPU is waited for), and
-    moves z by a surrogate loss, autograd and SGD. Its loss scale of 2000 belongs to latents of 64 x 64; here it follows
-    the size, so that the step on the direction is the notebook's at every size.
-
-    Parameters
-    ----------
-    model
-        ``eps = model(z_t, t, y)``, with weights of 32 bit.
-    autocast
-        Type inside the model: the notebook's is float16 on a GPU.
-
-    Raises
-    ------
-    UserError
-        A prediction is not finite.
+    Every iteration makes the four evaluations in one call of a model with weights of 32 bit, looks whether they are
+    finite (a GPU is waited for), and moves z by a surrogate loss, autograd and SGD. Its loss scale of 2000 belongs to
+    latents of 64 x 64; here it follows the size, so that the step on the direction is the notebook's at every size.
+    `autocast` is the type inside the model: the notebook's is float16 on a GPU.
     """
     z_hat, y, y_hat, null, t, eps = inputs
     schedule = diffusion.scaled_linear()
@@ -156,113 +136,61 @@ class Counted:
         return self.unet(z_t, t, y).sample
 
 
-class _Loop:
-    """A loop to be measured: the first run is kept apart from the clock, and gives result, count and memory."""
-
-    def __init__(self, run: Callable[[], Tensor], model: Counted, weights: int, device: torch.device) -> None:
-        self.run = run
-        before = self._memory(device, reset=True)
-        result: list[Tensor] = []
-        self.first_seconds = seconds(lambda: result.append(run()), device)
-        self.z, self.evaluations = result[0], model.images
-        peak = self._memory(device)
-        self.gigabytes = None if peak is None or before is None else (peak - before + weights) / 1024**3
-
-    @staticmethod
-    def _memory(device: torch.device, reset: bool = False) -> int | None:
-        if device.type != "cuda":
-            return None
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-
-
 def measure(
-    device: torch.device,
-    size: int | None = None,
-    iterations: int = 200,
-    geometry: str = "sd15",
-    dtype: torch.dtype | None = None,
-    mode: str | None = None,
-    rounds: int = 3,
-    seed: int = 0,
+    device: torch.device, iterations: int = 200, geometry: str = "sd15", mode: str | None = None, rounds: int = 3
 ) -> Speed:
     """Time the loop as published and ours on the same inputs, in turns; compiling and capturing come before the clock.
 
-    Parameters
-    ----------
-    size
-        Pixels of the image's side; the geometry's own unless given (`sd15` 512, `small` 128).
-    geometry
-        `sd15` or `small`.
-    dtype, mode
-        Of `lib.jobs.stable_diffusion.fast_unet.prepare`, for ours; mode is `graph` on a GPU and `plain` on a CPU unless
-        given.
-    rounds
-        Turns; times are medians over them.
-
-    Raises
-    ------
-    UserError
-        A parameter is unknown or out of range; as `lib.jobs.stable_diffusion.fast_unet.prepare`.
+    `mode` is that of `lib.jobs.stable_diffusion.fast_unet.prepare`, for ours: `graph` on a GPU and `plain` on a CPU
+    unless given. Times are medians over the rounds.
     """
-    net = random_unet(geometry, device, seed)
-    side = _side(geometry, size)
-    if iterations < 1 or rounds < 1:
-        raise UserError(f"iterations, rounds: {iterations} and {rounds}; give at least 1 of each")
-    given = draw_inputs(geometry, side, iterations, device, seed)
-    fast = prepare(copy.deepcopy(net), dtype, mode or ("graph" if device.type == "cuda" else "plain"))
-    autocast = torch.float16 if device.type == "cuda" else None
-    schedule = diffusion.scaled_linear()
+    on_gpu = device.type == "cuda"
+    on_gpu, schedule = device.type == "cuda", diffusion.scaled_linear()
+    net = random_unet(geometry, device)
+    quick = prepare(copy.deepcopy(net), None, mode or ("graph" if on_gpu else "plain"))
+    given = draw_inputs(geometry, iterations, device)
+    empty = given._replace(y_hat=given.null)
+    results: dict[str, Tensor] = {}  # of each loop's first run, before the clock
+    firsts: dict[str, dict[str, Any]] = {}
 
-    def usual(inputs: Inputs) -> _Loop:
-        model = Counted(net)
-        return _Loop(lambda: published(model, inputs, autocast=autocast), model, _bytes(net), device)
-
-    def ours(inputs: Inputs) -> _Loop:
-        model, (z_hat, y, y_hat, null, *_) = Counted(fast), inputs
+    def loop(name: str, inputs: Inputs) -> Callable[[], Tensor]:
+        ours = name.startswith("ours")
+        model = Counted(quick if ours else net)
 
         def run() -> Tensor:
-            return dds.edit(model, schedule, z_hat, y, y_hat, null, iterations=iterations, seed=seed).z
+            if ours:
+                return fast.edit(model, schedule, *inputs[:4], iterations=iterations).z
+            return published(model, inputs, autocast=torch.float16 if on_gpu else None)
 
-        return _Loop(run, model, _bytes(fast.unet), device)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) if on_gpu else 0
+        took = seconds(lambda: results.update({name: run()}), device)
+        firsts[name] = {"evaluations": model.images, "first run, seconds": took}
+        if on_gpu:
+            weights = sum(p.numel() * p.element_size() for p in (quick.unet if ours else net).parameters())
+            firsts[name]["GB"] = (torch.cuda.max_memory_allocated(device) - before + weights) / 1024**3
+        return run
 
-    empty = given._replace(y_hat=given.null)
-    loops = {"as published": usual(given), "ours": ours(given), "ours, empty source prompt": ours(empty)}
-    same = {"ours": loops["as published"].z, "ours, empty source prompt": usual(empty).z}
-    large = (8192, 16) if device.type == "cuda" else (512, 8)  # side of the matrices, and products of them
-    products, done = matrix_products(device, *large, fast.dtype)
+    asked = {"as published": given, "ours": given, "ours, empty source prompt": empty}
+    runs = {name: loop(name, inputs) for name, inputs in asked.items()}
+    loop("published, empty source prompt", empty)  # for its result alone
+    same = {"ours": "as published", "ours, empty source prompt": "published, empty source prompt"}
+    large = (8192, 16) if on_gpu else (512, 8)  # side of the matrices, and products of them
+    products, done = matrix_products(device, *large, quick.dtype)
     products()  # the loops have run already
-    runs = {"products": products, **{name: loop.run for name, loop in loops.items()}}
-    times = interleaved(runs, rounds, device, warm_up=False)
-    rate, each = done / statistics.median(times["products"]) / 1e12, operations(geometry, side) / 1e12
+    times = interleaved({"products": products, **runs}, rounds, device, warm_up=False)
+    rate, each = done / statistics.median(times["products"]) / 1e12, operations(geometry) / 1e12
     rows: list[dict[str, Any]] = []
-    for name, loop in loops.items():
-        took, work = statistics.median(times[name]), loop.evaluations * each
+    for name in runs:
+        took, work = statistics.median(times[name]), firsts[name]["evaluations"] * each
         row: dict[str, Any] = {"loop": name, "seconds": took, "speedup": ratio(times["as published"], times[name])}
-        row |= {"evaluations": loop.evaluations, "TFLOP": work, "TFLOP/s": work / took}
-        row |= {"share of matrix rate": work / took / rate, "first run, seconds": loop.first_seconds}
+        row |= {"TFLOP": work, "TFLOP/s": work / took, "share of matrix rate": work / took / rate, **firsts[name]}
         if name in same:
-            row["difference"] = float((loop.z - same[name]).norm() / (same[name] - given.z_hat).norm())
-        if loop.gigabytes is not None:
-            row["GB"] = loop.gigabytes
+            expected = results[same[name]]
+            row["difference"] = float((results[name] - expected).norm() / (expected - given.z_hat).norm())
         rows.append(row)
-    words = f"{geometry}, {side * SCALE} x {side * SCALE}, {iterations} iterations, {fast.mode}, {fast.dtype}"
-    return Speed(
-        rows, rows[0]["seconds"], rows[1]["speedup"], rows[1]["difference"], rate, each, net.num_parameters(), words
-    )
-
-
-def _side(geometry: str, size: int | None) -> int:
-    """Return the side of the latents for images of `size` pixels."""
-    config = GEOMETRIES[geometry]
-    halvings = len(config.get("block_out_channels", range(4))) - 1
-    side = config["sample_size"] if size is None else size // SCALE
-    if side < 1 or side % 2**halvings or (size or 0) % SCALE:
-        raise UserError(f"size: {size} given; geometry '{geometry}' takes a multiple of {SCALE * 2**halvings} pixels")
-    return side
-
-
-def _bytes(unet: torch.nn.Module) -> int:
-    """Return the size of the weights."""
-    return sum(p.numel() * p.element_size() for p in unet.parameters())
+    side = SCALE * GEOMETRIES[geometry]["sample_size"]
+    words = f"{geometry}, {side} x {side}, {iterations} iterations, {quick.mode}, {quick.dtype}"
+    plain, ours = rows[:2]
+    return Speed(rows, plain["seconds"], ours["speedup"], ours["difference"], rate, each, net.num_parameters(), words)

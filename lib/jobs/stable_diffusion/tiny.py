@@ -10,73 +10,42 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-)
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE = 64  # side of the tiny pipeline's images; its latents have half of it
 CLIP_SIZE = 32  # side of the images that the tiny CLIP takes
 TEXT: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+SMALL: dict[str, Any] = {"block_out_channels": (4, 8), "norm_num_groups": 2}
+CROSS: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    **{"cross_attention_dim": TEXT["hidden_size"], "attention_head_dim": 2, "layers_per_block": 1},
+}
+PLAIN: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+LEVELS: dict[str, Any] = {
+    **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+}
 
 
 def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
     """Return Stable Diffusion in small: U-Net 17 thousand, VAE 12 thousand, text encoder 6 thousand random weights.
 
-    Images are 3 x 64 x 64, latents 4 x 32 x 32, prompts 77 x 8, noise levels those of Stable Diffusion 1.5.
-
-    Parameters
-    ----------
-    prediction_type
-        ``epsilon`` (Stable Diffusion 1.5) or ``v_prediction`` (2.1 at 768 pixels).
-    seed
-        Of the weights; torch's global generator is left as it was.
+    Images are 3 x 64 x 64, latents 4 x 32 x 32, prompts 77 x 8, noise levels those of Stable Diffusion 1.5, predictions
+    `epsilon` (1.5) or `v_prediction` (2.1 at 768 pixels). torch's global generator is left as it was.
     """
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet: Any = UNet2DConditionModel(
-            sample_size=SIZE // 2,
-            block_out_channels=(4, 8),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=TEXT["hidden_size"],
-            attention_head_dim=2,
-            norm_num_groups=2,
-        )
-        vae: Any = AutoencoderKL(
-            sample_size=SIZE,
-            block_out_channels=(4, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=2,
-        )
+        unet: Any = UNet2DConditionModel(SIZE // 2, **SMALL, **CROSS)
+        vae: Any = AutoencoderKL(sample_size=SIZE, **SMALL, **PLAIN)
         text = CLIPTextModel(CLIPTextConfig(**TEXT, **_vocabulary(tokenizer)))
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
-    pipeline: Any = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    scheduler = DDIMScheduler(prediction_type=prediction_type, **LEVELS)
+    parts = (vae.eval(), text.eval(), tokenizer, unet.eval(), scheduler, None, None)  # no checker of safety
+    pipeline: Any = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -100,10 +69,7 @@ def write_tiny_clip(folder: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         text = {**TEXT, **_vocabulary(tokenizer)}
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    sizes: dict[str, Any] = {
-        "crop_size": {"height": CLIP_SIZE, "width": CLIP_SIZE},
-        "size": {"shortest_edge": CLIP_SIZE},
-    }
+    sizes: Any = {"crop_size": {"height": CLIP_SIZE, "width": CLIP_SIZE}, "size": {"shortest_edge": CLIP_SIZE}}
     for part in (tokenizer, CLIPImageProcessor(**sizes), model):
         part.save_pretrained(folder)
     return Path(folder)
@@ -111,10 +77,5 @@ def write_tiny_clip(folder: str | Path, seed: int = 0) -> Path:
 
 def _vocabulary(tokenizer: CLIPTokenizer) -> dict[str, Any]:
     """Return what a text encoder must know of its tokenizer."""
-    return {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **special}

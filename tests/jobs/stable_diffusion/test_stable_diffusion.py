@@ -22,6 +22,7 @@ from lib.measures import clip as clips
 from lib.measures import perceptual
 from lib.papers.dds import method as dds
 from lib.record.files import UserError
+from tests.rounding import assert_same, tolerance
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 KINDS = ("epsilon", "v_prediction")
@@ -93,11 +94,11 @@ def test_latents_are_scaled_posterior_means(pair, image):
     sd, pipeline = pair
     images = torch.stack([zero_shot.prepare_image(image, 64), -zero_shot.prepare_image(image, 64)])
     z = sd.encode(images, batch=1)
-    torch.testing.assert_close(z, 0.18215 * pipeline.vae.encode(images).latent_dist.mean)
+    assert_same(z, 0.18215 * pipeline.vae.encode(images).latent_dist.mean)
     large = 100 * z
     expected = pipeline.vae.decode(large / 0.18215).sample
     assert expected.abs().max() > 1
-    torch.testing.assert_close(sd.decode(large, batch=1), expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sd.decode(large, batch=1), expected.clamp(-1, 1), rtol=0, atol=tolerance(expected))
 
 
 def test_the_model_predicts_noise_like_diffusers_schedulers(pair):
@@ -109,9 +110,9 @@ def test_the_model_predicts_noise_like_diffusers_schedulers(pair):
     for i in range(3):
         x0 = scheduler.step(raw[i : i + 1], int(t[i]), z_t[i : i + 1]).pred_original_sample
         ours = sd.schedule.x0_from_eps(z_t, sd.model(z_t, t, y), t)[i : i + 1]
-        torch.testing.assert_close(ours, x0, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, x0, rtol=1e-3, atol=1e-4)  # levels of the scheduler are float32 products
     if sd.prediction_type == "epsilon":
-        torch.testing.assert_close(sd.model(z_t, t, y), raw, rtol=1e-4, atol=1e-6)
+        assert_same(sd.model(z_t, t, y), raw)
 
 
 def test_guided_ddim_sampling_gives_what_the_pipeline_gives(pair):
@@ -131,7 +132,7 @@ def test_a_saved_pipeline_is_loaded_again(sd, folders, tmp_path):
     again = stable_diffusion.load(tmp_path / "again")
     z_t, t = normal(1, 4, 32, 32), torch.tensor([300])
     assert torch.equal(again.model(z_t, t, again.embed("Vespa.")), sd.model(z_t, t, sd.embed("Vespa.")))
-    assert (again.size, again.multiple) == (64, 4)
+    assert (again.checked_size(None), again.checked_size(4)) == (64, 4)
 
 
 def test_files_as_old_as_those_of_stable_diffusion_1_5_are_read(sd, copied):
@@ -154,12 +155,12 @@ def test_files_as_old_as_those_of_stable_diffusion_1_5_are_read(sd, copied):
     }
     scheduler |= {"num_train_timesteps": 1000, "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}
     (copied / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-    vocabulary = sd.tokenizer.get_vocab()
+    vocabulary = sd.pipeline.tokenizer.get_vocab()
     shutil.rmtree(copied / "tokenizer")
     (copied / "tokenizer").mkdir()
     (copied / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary))
     (copied / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    ends = {name: word for name, word in sd.tokenizer.special_tokens_map.items() if isinstance(word, str)}
+    ends = {name: word for name, word in sd.pipeline.tokenizer.special_tokens_map.items() if isinstance(word, str)}
     settings = {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", **ends}
     (copied / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(settings))
     found = stable_diffusion.load(copied)
@@ -182,7 +183,7 @@ def test_equal_prompts_leave_the_latent_bit_equal(pair, image):
     for prompt in ("House.", ""):
         done = zero_shot.edit(sd, image, prompt, prompt, iterations=3)
         assert torch.equal(done.edit.z, sd.encode(zero_shot.prepare_image(image, 64)[None]))
-        assert torch.equal(done.images[0], done.images[-1])
+        assert_same(done.images[0], done.images[-1])
 
 
 @pytest.mark.parametrize(("source", "evaluations"), [("House.", 2 + 4), ("", 2 + 3)])
@@ -191,8 +192,8 @@ def test_savings_do_not_change_the_edit(pair, image, source, evaluations):
     done = zero_shot.edit(sd, image, "Igloo.", source, iterations=2)
     z_hat = sd.encode(zero_shot.prepare_image(image, 64)[None])
     y, y_hat, null = (sd.embed(text) for text in ("Igloo.", source, ""))
-    plain = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=2, plain=True)
-    torch.testing.assert_close(done.edit.z, plain.z, rtol=0, atol=1e-6)
+    plain = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=2)
+    assert_same(done.edit.z, plain.z, steps=2)
     assert (done.edit.evaluations, plain.evaluations) == (evaluations, 8)
     assert (done.edit.z - z_hat).abs().max() > 1e-4
 
@@ -211,7 +212,7 @@ def test_several_prompts_share_the_branch_of_the_input(sd, image, monkeypatch):
     model = stable_diffusion.StableDiffusion(**(vars(sd) | {"unet": count}))
     together = zero_shot.edit_many(model, image, ["Igloo.", "Vespa."], "House.", iterations=4, seed=3)
     for one, many in zip(alone, together, strict=True):
-        torch.testing.assert_close(many.edit.z, one.edit.z, rtol=0, atol=1e-6)
+        assert_same(many.edit.z, one.edit.z, steps=4)
     assert sum(calls) == 2 * 4 + 2 * (1 + 2 * 3)
     calls.clear()
     zero_shot.edit_many(model, image, ["Igloo.", "Vespa."], "House.", iterations=4, method="sds")
@@ -318,7 +319,7 @@ def test_images_that_do_not_do_are_refused(sd, image, tmp_path):
         ({"prompt": "Igloo.", "size": 50}, "size: 50 given; .* multiples of 4 pixels, such as 48 or 52"),
         ({"prompt": "Igloo.", "size": 0}, "size: 0 given; .* such as 4 or 8"),
         ({"prompt": "Igloo.", "frames": 1}, "frames: 1 given"),
-        ({"prompt": "Igloo.", "eta": "fast"}, "eta: unknown preset 'fast'"),
+        ({"prompt": "Igloo.", "eta": "fast"}, "eta: 'fast' is not a step size"),
         ({"prompt": "Igloo.", "eta": 1e30, "iterations": 5}, "not finite from iteration .*lower eta or omega.*32 bit"),
     ],
 )
@@ -344,10 +345,10 @@ def test_running_out_of_memory_names_the_settings(sd, image):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    message = "out of memory: lower size or frames, or load with dtype float16 or bfloat16"
+    message = "out of memory: lower size, frames or batch, or load with dtype float16 or bfloat16"
     with pytest.raises(UserError, match=message):
         zero_shot.edit(stable_diffusion.StableDiffusion(**(vars(sd) | {"unet": full})), image, "Igloo.")
-    with pytest.raises(UserError, match="out of memory: lower batch or size"):
+    with pytest.raises(UserError, match=message):
         zero_shot.edit_many(stable_diffusion.StableDiffusion(**(vars(sd) | {"unet": full})), image, ["Igloo."])
     with pytest.raises(RuntimeError, match="shapes do not match"):
         zero_shot.edit(stable_diffusion.StableDiffusion(**(vars(sd) | {"unet": broken})), image, "Igloo.")
@@ -373,7 +374,7 @@ def test_weights_that_are_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"weights: folder .*/none does not exist; name a folder"):
         stable_diffusion.load(tmp_path / "none")
     with pytest.raises(
-        UserError, match=r"teacher: .* has no unet/config.json, .* Stable Diffusion in diffusers' layout"
+        UserError, match=r"teacher: .* has no .*unet/config.json, .* Stable Diffusion in diffusers' layout"
     ):
         stable_diffusion.load(tmp_path, parameter="teacher")
 
@@ -385,7 +386,7 @@ def test_the_hubs_cache_is_enough(folders, monkeypatch, tmp_path):
     (tmp_path / "models--someone--small" / "refs" / "main").write_text("a" * 40)
     download = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path, endpoint=CLOSED)
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert stable_diffusion.load("someone/small").size == 64
+    assert stable_diffusion.load("someone/small").checked_size(None) == 64
 
 
 def test_damaged_folders_are_refused(copied):
@@ -399,10 +400,10 @@ def test_damaged_folders_are_refused(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    refused("weights: .*unet cannot be loaded .*; download or copy it again")
+    refused("truncated or damaged .*; weights: download or copy it again")
     weights.write_bytes(whole)
     (copied / "tokenizer" / "tokenizer.json").write_text("{")
-    refused("weights: .*tokenizer cannot be loaded")
+    refused("truncated or damaged .*; weights: download or copy it again")
     (copied / "tokenizer" / "tokenizer.json").unlink()  # the library would make a tokenizer without words
     refused("weights: .* has no .*tokenizer/merges.txt")
 
@@ -415,9 +416,9 @@ def test_damaged_folders_are_refused(copied):
             {"prediction_type": "sample"},
             "predicts 'sample'; name a model with epsilon",
         ),
-        ("unet/config.json", {"layers_per_block": 2}, "unet cannot be loaded .*; download or copy it again"),
+        ("unet/config.json", {"layers_per_block": 2}, "; weights: download or copy it again"),
         ("text_encoder/config.json", {"num_hidden_layers": 3}, "text_encoder lacks .* of the weights"),
-        ("vae/config.json", {"latent_channels": 8}, "vae "),
+        ("vae/config.json", {"latent_channels": 8}, "weights have other shapes; weights: download"),
     ],
 )
 def test_other_models_are_refused(copied, file, change, message):

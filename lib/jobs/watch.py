@@ -1,0 +1,111 @@
+"""What a training shows on the way: curves and pictures for TensorBoard, scores, and the weights of the best one."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lib.ground.checkpoint import cuda_devices
+from lib.ground.train import History
+from lib.record.files import reading, write_atomic
+
+BEST = "best/student.safetensors"
+
+
+@dataclass
+class Watch:
+    """An ``on_step(i, history)`` of :func:`lib.ground.finetune.finetune`, to be closed at the end.
+
+    Pictures and scores are taken every so many steps and after the step `last`, with the averaged weights if the run
+    averages any; the random numbers of the training are left alone.
+    """
+
+    student: nn.Module
+    folder: Path  # for `samples/step-000123.png` and the weights of the lowest score, see `best`
+    logs: Path  # for TensorBoard
+    last: int
+    grid: Callable[[], Tensor] | None = None  # draws images (n, c, h, w) in [-1, 1]
+    grid_every: int = 1
+    score: Callable[[], float] | None = None  # lower is better
+    score_every: int = 1
+    writer: Any = None
+    history: History | None = None
+    logged: int = 0
+
+    def __call__(self, i: int, history: History) -> None:
+        """Look at the student after step i."""
+        if i == 1:  # what an earlier run left that was deleted, or never came to a checkpoint
+            for path in [self.folder / BEST, *self.folder.glob("samples/step-*.png")]:
+                path.unlink(missing_ok=True)
+        if not self.writer:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.writer = SummaryWriter(str(self.logs), purge_step=i)  # a resumed run replaces what it does again
+            self.history, self.logged = history, i - 1
+        self._curves(history)
+        with self._averaged(history):
+            if self.grid and (i % self.grid_every == 0 or i == self.last):
+                self._draw(i, self.grid())
+            if self.score and (i % self.score_every == 0 or i == self.last):
+                self._judge(i, float(self.score()))
+
+    def close(self) -> None:
+        """Write the rest of the curves: losses come from the device some steps late."""
+        if self.history:
+            self._curves(self.history)
+            self.writer.close()
+
+    def _curves(self, history: History) -> None:
+        there = min(map(len, history.values.values()), default=0)
+        for k in range(self.logged, there):
+            for name, values in history.values.items():
+                self.writer.add_scalar(name, values[k], k + 1)
+        self.logged = max(self.logged, there)
+
+    def _draw(self, i: int, images: Tensor) -> None:
+        from torchvision.transforms.functional import to_pil_image  # slow to import
+        from torchvision.utils import make_grid
+
+        shown = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
+        picture, buffer = make_grid(shown, nrow=math.ceil(len(shown) ** 0.5)), io.BytesIO()
+        to_pil_image(picture).save(buffer, "PNG")
+        write_atomic(self.folder / "samples" / f"step-{i:06d}.png", buffer.getvalue())
+        self.writer.add_image("samples", picture, i)
+
+    def _judge(self, i: int, value: float) -> None:
+        if value < (best(self.folder)[2] if (self.folder / BEST).exists() else math.inf):
+            weights = {name: v.cpu().contiguous() for name, v in self.student.state_dict().items()}
+            write_atomic(self.folder / BEST, safetensors.torch.save(weights, {"step": str(i), "score": repr(value)}))
+        self.writer.add_scalar("score", value, i)
+
+    @contextmanager
+    def _averaged(self, history: History) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, and random numbers of one's own."""
+        parameters = dict(self.student.named_parameters())
+        own = {name: p.data for name, p in parameters.items()}
+        with torch.random.fork_rng(devices=cuda_devices({"student": self.student})), torch.no_grad():
+            try:
+                for name, value in history.ema.get("student", {}).items():
+                    parameters[name].data = value
+                yield
+            finally:
+                for name, value in own.items():
+                    parameters[name].data = value
+
+
+def best(folder: str | Path) -> tuple[dict[str, Tensor], int, float]:
+    """Return the weights of a run's lowest score so far (averaged ones if it averages any), its step, the score."""
+    path = Path(folder) / BEST
+    with reading(path, "a run with a score writes it; delete it to go on without"):
+        with safetensors.safe_open(path, "pt") as file:
+            found = file.metadata()
+        return safetensors.torch.load_file(path), int(found["step"]), float(found["score"])
