@@ -183,7 +183,7 @@ def rows_of_digits(figure: str, rows: dict[str, np.ndarray], words: str, cell: f
         run,
         figure,
         lambda: figures.image_grid(shown, n, row_labels=list(rows), cell=cell),
-        alt=f"Rows of {n} digits: {', '.join(rows)}. {words}.",
+        alt=f"Rows of {n} digits: {', '.join(rows)}. {words}.".replace("$", "").replace("\\", ""),
         kind="png",
     )
 
