@@ -67,7 +67,6 @@ import numpy as np
 import torch
 
 from lib.papers.ant import method as ant, toy, toy_figures
-from lib.papers.ant.toy_figures import LABEL, PAPER
 from lib.record import claims, figures, run as record
 
 run = record.start("20_ant_2d", globals())
@@ -75,6 +74,7 @@ p = run.parameters
 if p.transfers > p.draws:
     raise record.UserError(f"parameter 'transfers': {p.transfers} given; at most draws, {p.draws}")
 seeds = list(range(p.seed, p.seed + p.draws))  # one a draw of the shots
+LABEL = toy_figures.LABEL  # of the arms
 
 # %% [markdown]
 # ## Method
@@ -173,7 +173,7 @@ for name, key in KEYS.items():
     run.number(f"error_{key}_weight", weight[name], "deg")
 ordered = (bias["ANT"] < bias["guidance"]) & (bias["guidance"] < bias["DDPM"])
 run.number("order_share", 100 * ordered, "%")
-run.number("beyond_paper", 100 * (bias["DDPM"] >= PAPER["DDPM"]), "%")
+run.number("beyond_paper", 100 * (bias["DDPM"] >= toy_figures.PAPER["DDPM"]), "%")
 
 means = ", ".join(f"{label} {bias[name].mean():.1f}" for name, label in LABEL.items())
 alt = f"Left: first-gradient arrows of one draw, nearly parallel. Right: share of {p.draws} draws below an angle; "
