@@ -14,6 +14,7 @@ from torch import Tensor
 from lib.ground import diffusion
 from lib.ground.nets import small_unet
 from lib.jobs.stable_diffusion import speed as dds_speed
+from lib.papers.dds import fast
 from lib.papers.dds import method as dds
 from lib.worlds.judge import HANDWRITTEN, PRINTED
 from lib.worlds.prompts import null, prompt, with_prompts
@@ -72,19 +73,18 @@ def savings(
     goals = [prompt(k, HANDWRITTEN).to(device) for k in range(targets)]
     source, empty = prompt(9, PRINTED).to(device), null().to(device)
 
-    def edits(y_hat: Tensor, shared: bool = False, **named: Any) -> tuple[int, list[Tensor]]:
+    def edits(y_hat: Tensor, form: Any = fast, shared: bool = False) -> tuple[int, list[Tensor]]:
         """Edit to every target, and return the evaluations and the results."""
-        model, known = dds_speed.Counted(net), None
+        model, options = dds_speed.Counted(net), dict[str, Any](iterations=iterations)
         if shared:
-            known = dds.reference(model, schedule, z_hat, y_hat, empty, iterations=iterations)
-        named |= {"iterations": iterations, "reference": known}
-        results = [dds.edit(model, schedule, z_hat, y, y_hat, empty, **named).z for y in goals]
+            options["reference"] = fast.reference(model, schedule, z_hat, y_hat, empty, iterations=iterations)
+        results = [form.edit(model, schedule, z_hat, y, y_hat, empty, **options).z for y in goals]
         return model.images, results
 
     rows = []
     for words, y_hat in (("", source), (", empty source prompt", empty)):
         runs = {
-            "plain": lambda y_hat=y_hat: edits(y_hat, plain=True),
+            "plain": lambda y_hat=y_hat: edits(y_hat, dds),
             "each": lambda y_hat=y_hat: edits(y_hat),
             "shared": lambda y_hat=y_hat: edits(y_hat, shared=True),
         }

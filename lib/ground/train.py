@@ -133,10 +133,10 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
             if due or stop or run.step % FETCH == 0:
                 stop = _fetch(waiting, interrupted.is_set(), run)
                 waiting = []
+                bar.set_postfix_str(_recent(history), refresh=False)
             if on_step:
                 on_step(run.step, history)
-            if bar.update():
-                bar.set_postfix_str(_recent(history), refresh=False)
+            bar.update()
             stop |= interrupted.is_set() and run.processes == 1
             if stop or due:
                 if waiting:

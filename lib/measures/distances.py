@@ -30,20 +30,8 @@ ROWS = 1000  # rows of a block of distances
 
 
 def protocol(measure: str, sets: Mapping[str, int], features: str, resize: str = "none", **options: Any) -> str:
-    """Return one line to print and record beside a number.
-
-    Parameters
-    ----------
-    measure
-        Its name.
-    sets
-        Number of images of each set, in the order in which the measure takes them.
-    features
-        In what the images are compared: a network, or pixels.
-    resize
-        Filter and size, or none.
-    **options
-        Anything else the number depends on, such as k or a seed.
+    """Return one line to print and record beside a number: the measure, the sizes of its sets in the order in which it
+    takes them, the features compared, the resizing, and whatever else the number depends on.
     """
     counted = ", ".join(f"{n:,} {name}" for name, n in sets.items())
     more = "".join(f"; {name} = {value}" for name, value in options.items())
@@ -128,16 +116,7 @@ def folder_distances(
     """Return FID and KID of two folders of images by clean-fid with its own Inception, as its default mode has them.
 
     Every image is resized to 299 x 299 by Pillow's bicubic filter, which does not alias; features are computed once for
-    both numbers.
-
-    Parameters
-    ----------
-    generated, reference
-        Folders of images (png, jpg, ...), searched with their subfolders.
-    device, batch
-        Where and how many at a time.
-    seed
-        Of the random subsets of KID: 100 of up to 1,000 images each.
+    both numbers. KID averages over 100 subsets of up to 1,000 images each, drawn with `seed`.
     """
     for folder in (generated, reference):
         _check_folder(Path(folder))
@@ -214,14 +193,10 @@ def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.nd
 def kernel_distance(
     features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray, subsets: int = 50, size: int = 500, seed: int = 0
 ) -> float:
-    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features.
+    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features (n,
+    d).
 
-    Parameters
-    ----------
-    features_a, features_b : (n, d)
-        Features of the two sets.
-    subsets, size : int
-        Number and largest size of the random subsets it averages over, drawn with `seed`.
+    The mean over `subsets` random subsets of up to `size` rows, drawn with `seed`.
     """
     a, b = _checked(features_a, features_b)
     with _numpy_seed(seed):
@@ -251,18 +226,8 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> float:
     """Return how much more agreement one trade-off curve has than another at the same realism.
 
-    Both are interpolated linearly between their checkpoints; the difference is averaged over the realism that both
-    reach between their checkpoints.
-
-    Parameters
-    ----------
-    ours, other
-        Checkpoints, (k, 2): realism and agreement; in any order.
-
-    Returns
-    -------
-    float
-        Mean of ours minus other; not a number if the curves have no realism in common.
+    Curves are checkpoints (k, 2), realism and agreement, in any order, interpolated linearly; the difference is
+    averaged over the realism that both reach. Not a number if they have none in common.
     """
     (x, y), (u, v) = (np.asarray(sorted(map(tuple, curve.tolist()))).T for curve in (ours, other))
     low, high = max(x[0], u[0]), min(x[-1], u[-1])

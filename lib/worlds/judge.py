@@ -160,13 +160,11 @@ def histogram(verdicts: Verdicts) -> Tensor:
     return torch.bincount(verdicts.digit, minlength=10) / len(verdicts.digit)
 
 
-def digit_features(judge: Classifier, weights: Sequence[float] = (1.0, 1.0, 1.0)) -> Embedding:
+def digit_features(judge: Classifier) -> Embedding:
     """Return the embedding by the digit classifier's three convolutional layers: LPIPS in form, not in features.
 
     Nobody has compared its distances with human eyes; the layers weigh the same. Label numbers "digit features".
     """
-    if len(weights) != 3 or min(weights) < 0:
-        raise UserError(f"weights: {tuple(weights)} given; it should be three numbers, 0 or larger")
     device = next(judge.parameters()).device
 
     def layers(images: Tensor) -> list[Tensor]:
@@ -175,8 +173,8 @@ def digit_features(judge: Classifier, weights: Sequence[float] = (1.0, 1.0, 1.0)
             raise UserError(f"images of {found} given; the classifier behind the digit features takes {wanted}")
         return list(_activations(judge.body, images))
 
-    parts = [torch.tensor([w], device=device) for w in weights]
-    return Embedding(f"digit features {judge.size} px", layers, parts, device)
+    equal = [torch.ones(1, device=device)] * 3
+    return Embedding(f"digit features {judge.size} px", layers, equal, device)
 
 
 def _activations(body: nn.Sequential, x: Tensor) -> Iterator[Tensor]:

@@ -1,8 +1,7 @@
 """A diffusion model of digits with prompts, in the place of a text-to-image model (for DDS, Hertz et al., ICCV 2023).
 
 A prompt is a class number: which digit, and whether it is printed or handwritten. One more class is the null prompt,
-learned by putting it in place of a share of the prompts (classifier-free guidance, Ho and Salimans 2021). Below it is
-what an edit from one prompt to another did to the digits: success, change outside the strokes, variety, detail.
+learned by putting it in place of a share of the prompts (classifier-free guidance, Ho and Salimans 2021).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
@@ -27,7 +25,6 @@ from lib.worlds.sources import load as load_denoiser
 DIGITS = 10
 NULL = 2 * DIGITS  # the class number of the null prompt, after ten printed and ten handwritten digits
 STEPS, BATCH = 1600, 32
-STROKE = 0.4  # difference of two classes' mean images that makes a stroke: a fifth of the way from paper to ink
 
 
 def prompt(digit: int, domain: int) -> Tensor:
@@ -139,69 +136,8 @@ def farthest_pair(domain: int, size: int = 16) -> tuple[int, int]:
     return min(first, second), max(first, second)
 
 
-def strokes(source: int, target: int, domain: int, size: int = 16, threshold: float = STROKE) -> Tensor:
-    """Return the region that an edit from one digit to another concerns: (size, size) of 0 and 1.
-
-    The pixels in which the mean images of both digits differ by more than `threshold`; paper is -1, ink +1.
-    """
-    means = mean_images(domain, size)
-    region = ((means[target] - means[source])[0].abs() > threshold).float()
-    if region.mean() in (0, 1):
-        which = "no pixel" if region.mean() == 0 else "every pixel"
-        text = f"{which} of the mean images of {source} and {target} differs by more than {threshold:g}"
-        raise UserError(f"strokes: {text}; take two digits that differ, and a threshold between 0 and 1")
-    return region
-
-
 def reads(judge: metrics.Classifier, images: Tensor, digit: int | Tensor, domain: int) -> Tensor:
     """Return whether the judge reads images (..., 1, h, w) as a digit, or each as its own (...), of a domain: (...)."""
     verdicts = metrics.judge(judge, images.flatten(0, -4))
     read = (verdicts.digit.view(images.shape[:-3]) == torch.as_tensor(digit)).flatten()
     return (read & (verdicts.domain == domain)).view(images.shape[:-3])
-
-
-def first_read(read: Tensor) -> Tensor:
-    """Return the first row of read (n + 1, b) that is true, for each image (b,); n if there is none."""
-    return torch.where(read.any(0), read.int().argmax(0), len(read) - 1)
-
-
-def change_outside(images: Tensor, inputs: Tensor, region: Tensor) -> Tensor:
-    """Return the root-mean-square change of each picture (b, 1, h, w) outside a region (h, w): (b,)."""
-    difference = (images.clamp(-1, 1) - inputs)[..., region == 0]  # (b, 1, pixels)
-    return difference.square().mean((1, 2)).sqrt()
-
-
-def kept_spread(images: Tensor, inputs: Tensor) -> float:
-    """Return the spread of pictures around their mean over that of the inputs: 1 all variety is left, 0 none."""
-    spreads = [x.clamp(-1, 1).var(0).mean().sqrt() for x in (images, inputs)]
-    return (spreads[0] / spreads[1]).item()
-
-
-def kept_detail(images: Tensor, inputs: Tensor) -> float:
-    """Return the energy of the pictures (b, 1, h, w) in what half the resolution cannot show, over the inputs'."""
-    energies = []
-    for x in (images.clamp(-1, 1), inputs.clamp(-1, 1)):
-        coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-        energies.append((x - coarse).square().mean())
-    return (energies[0] / energies[1]).item()
-
-
-def ink(images: Tensor) -> Tensor:
-    """Return the share of ink of pictures (b, 1, h, w), (b,): 0 blank paper, 1 all black."""
-    return (images.clamp(-1, 1).mean((1, 2, 3)) + 1) / 2
-
-
-def slant(images: Tensor) -> Tensor:
-    """Return the slant of digits (b, 1, h, w), (b,): pixels to the right for each pixel up, by the ink's moments."""
-    weight = images[:, 0].clamp(-1, 1) + 1
-    weight = weight / weight.sum((1, 2), keepdim=True)  # (b, h, w)
-    rows, columns = (torch.arange(n, dtype=weight.dtype, device=weight.device) for n in weight.shape[1:])
-    y = rows[None] - weight.sum(2) @ rows[:, None]  # (b, h), down from the centre of the ink
-    x = columns[None] - weight.sum(1) @ columns[:, None]  # (b, w)
-    together, height = (weight * y[:, :, None] * x[:, None]).sum((1, 2)), (weight.sum(2) * y.square()).sum(1)
-    return -together / height
-
-
-def correlation(first: Tensor, second: Tensor) -> float:
-    """Return Pearson's correlation of two sets of numbers (b,)."""
-    return torch.corrcoef(torch.stack([first, second]))[0, 1].item()

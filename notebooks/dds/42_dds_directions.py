@@ -63,7 +63,7 @@
 # The paper's curves, for Stable Diffusion, we read off its Fig. 8 to about 0.005. A seed is a new draw of images,
 # edits and noises.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -90,154 +90,91 @@ edit_eta: PositiveFloat = 0.1  # their size; together as far as the 200 of the a
 fields: PositiveInt = 20  # pairs in the Gaussian world
 field_size: PositiveInt = 32  # height and width of its images
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from lib.ground import diffusion
-from lib.papers.dds import directions as dds_directions, method as dds
+from lib.papers.dds import directions, experiments
+from lib.papers.dds.directions import cosine, gaussian_cosine, predict, synthesise
 from lib.record import figures, run as record
-from lib.worlds import judge as metrics, prompts as digit_prompts
-from lib.papers.dds.directions import Branch, cosine, gaussian_cosine, pair_world, predict, synthesise
+from lib.worlds import judge as judges, prompts as digit_prompts
 
 run = record.start("42_dds_directions", globals())
-p = run.parameters
-
-# %%
-unet, schedule, judge = digit_prompts.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
-model, null = digit_prompts.prompt_model(unet), digit_prompts.null().to(run.device)
-hand, printed = metrics.HANDWRITTEN, metrics.PRINTED
-changes = [(3, hand, 8, hand), (4, hand, 9, hand), (1, hand, 7, hand), (5, hand, 6, hand)]  # y_hat, then y
-changes += [(0, printed, 0, hand), (2, printed, 2, hand)]
-y_hat, y = (
-    torch.cat([digit_prompts.prompt(*change[k : k + 2]) for change in changes])
-    .repeat_interleave(p.images)
-    .to(run.device)
-    for k in (0, 2)
-)
+p, HANDWRITTEN = run.parameters, judges.HANDWRITTEN
+FIGURE, READINGS = directions.FIGURE, directions.READINGS
 latent = diffusion.scaled_linear()  # Stable Diffusion's schedule, also the Gaussian world's
-FIGURE, READINGS = dds_directions.FIGURE, dds_directions.READINGS
-times, omegas = FIGURE["t"], sorted({3.0, 30.0, p.omega, *p.omegas})
-kinds = ("aligned", "unaligned", "edited", "own noise")
+times, omegas, kinds = FIGURE["t"], experiments.scales(p), experiments.KINDS
+likeness = experiments.LIKENESS  # correlation of details in the Gaussian world, by kind of pairs
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print(f"{len(changes)} pairs of prompts, {len(times)} timesteps from {times[0]} to {times[-1]}")
-print("t    share of noise: Stable Diffusion's schedule, that of the digit model")
-for t in (20, 500, 980):
-    print(f"{t:3d}  {1 - latent.alpha_bar[t]:.4f}  {1 - diffusion.linear().alpha_bar[t]:.4f}")
-print("independent unit Gaussians, no guidance, reading (b):", end=" ")
-print(", ".join(f"{gaussian_cosine(latent.alpha_bar[t], 1.0, 'b', 0.0, 0.1, 0.9):.4f}" for t in (20, 500, 980)))
+print("share of noise at t = 20, 500, 980")
+for name, levels in (
+    ("Stable Diffusion", latent),
+    ("digit model", diffusion.linear()),
+):
+    shares = [1 - levels.alpha_bar[t].item() for t in (20, 500, 980)]
+    print(f"{name:16s}", *(f"{share:.3f}" for share in shares))
 
 # %% [markdown]
-# `alike` reduces two branches to mean cosines; the rest draws the pairs of one seed and goes through the timesteps.
-
-
-# %%
-def alike(first, second):
-    """Cosines averaged over pairs and noises, (readings, guidance scales)."""
-    return torch.tensor([[cosine(first, second, w, r).mean() for w in omegas] for r in READINGS])
-
-
-def draw_pairs(seed):
-    """Images of both prompts from one noise, and the DDS edit of the first image of each pair of prompts."""
-    shape = (unet.config["in_channels"], judge.size, judge.size)
-    options = {"omega": p.sample_omega, "steps": p.sample_steps, "seed": seed, "device": run.device}
-    z_hat, z = (synthesise(model, schedule, prompts, null, shape, **options) for prompts in (y_hat, y))
-    first, options = slice(None, None, p.images), {"omega": p.edit_omega, "eta": p.edit_eta, "seed": 1000 * seed}
-    prompts = y[first], y_hat[first], null
-    edited = dds.edit(model, schedule, z_hat[first], *prompts, iterations=p.edit_iterations, **options).z
-    return z_hat, z, edited
-
+# One aligned pair at one timestep: two images from one noise, a 3 and an 8, noised alike, and their cosine in both
+# readings.
 
 # %%
-def at_timestep(t, z_hat, z, edited, generator):
-    """Cosines of all kinds of pairs at one timestep, (kinds, readings, guidance scales)."""
-    shape = (p.noises, len(changes), 1, *z.shape[1:])  # images of one pair of prompts share their noises
-    eps = torch.randn(shape, generator=generator).expand(-1, -1, p.images, -1, -1, -1).flatten(1, 2).to(run.device)
-    target, reference = (
-        predict(model, schedule, image, prompts, null, t, eps) for image, prompts in ((z, y), (z_hat, y_hat))
-    )
-    first = slice(None, None, p.images)
-    of_edit = predict(model, schedule, edited, y[first], null, t, eps[:, first])
-    of_input = Branch(*(part[:, first] for part in reference))
-    both = [(target, reference), (target.other_image(p.images), reference), (of_edit, of_input)]
-    return torch.stack([alike(*branches) for branches in [*both, (target.other_noise(), reference)]])
-
-
-# %%
-def read(images, prompts):
-    """Share of images that the judge reads as the digit and domain of their prompts."""
-    seen = metrics.judge(judge, images)
-    return (seen.digit + digit_prompts.DIGITS * seen.domain == prompts.cpu()).float().mean().item()
-
-
-def correlation(one, two):
-    """Correlation of the pixels of two images, mean over the images."""
-    one, two = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (one, two))
-    return torch.cosine_similarity(one, two).mean().item()
-
-
-# %%
-def run_seed(seed):
-    """Cosines, (timesteps, kinds, readings, guidance scales), facts about the images, and the images."""
-    z_hat, z, edited = draw_pairs(seed)
-    generator = torch.Generator().manual_seed(50_000 + seed)
-    found = torch.stack([at_timestep(t, z_hat, z, edited, generator) for t in times])
-    others = z.unflatten(0, (-1, p.images)).roll(1, 1).flatten(0, 1)
-    parts = {"sample": (torch.cat([z_hat, z]), torch.cat([y_hat, y])), "edited": (edited, y[:: p.images])}
-    facts = {f"read_{name}": read(*part) for name, part in parts.items()}
-    both = {"aligned": (z, z_hat), "unaligned": (others, z_hat), "edited": (edited, z_hat[:: p.images])}
-    facts |= {f"correlation_{kind}": correlation(*images) for kind, images in both.items()}
-    return found.double().numpy(), facts, (z_hat, z, others, edited)
-
-
-# %%
-runs = [run_seed(seed) for seed in tqdm(run.seed_list, desc="seeds")]
-values = np.array([found for found, *_ in runs])  # (seeds, timesteps, kinds, readings, guidance scales)
-facts = {key: [seen[key] for _, seen, _ in runs] for key in runs[0][1]}
-
-
-def curve(kind, reading, omega=p.omega):
-    """Cosine at every timestep, (seeds, timesteps)."""
-    return values[:, :, kinds.index(kind), READINGS.index(reading), omegas.index(omega)]
-
+unet, schedule, judge = digit_prompts.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+model = digit_prompts.prompt_model(unet)
+null = digit_prompts.null().to(run.device)
+shape = 1, judge.size, judge.size
+draw = {"omega": p.sample_omega, "steps": p.sample_steps, "seed": 0}
+noise = torch.Generator().manual_seed(1)
+eps = torch.randn(1, 1, *shape, generator=noise).to(run.device)
+branches = []
+for digit in (3, 8):
+    y = digit_prompts.prompt(digit, HANDWRITTEN).to(run.device)
+    z = synthesise(model, schedule, y, null, shape, **draw)
+    z = z.to(run.device)
+    branches.append(predict(model, schedule, z, y, null, 500, eps))
+for reading in READINGS:
+    alike = cosine(*branches, p.omega, reading).item()
+    print(f"({reading}) {alike:.2f}")
 
 # %% [markdown]
-# The same in the Gaussian world.
+# One replicate draws all pairs of images and noises and goes through the timesteps of the paper's figure; the Gaussian
+# world has one draw of many pairs.
 
 # %%
-SHIFT, PROMPT_COSINE, RHO = 0.1, 0.9, {"aligned": 0.8, "unaligned": 0.0}
-draws = torch.Generator().manual_seed(60_000 + p.seed)
-world = pair_world(latent, p.field_size, SHIFT, PROMPT_COSINE, draws).to(run.device)
-one, two, eps = torch.randn(3, p.fields, 4, p.field_size, p.field_size, generator=draws).to(run.device)
-prompts = torch.arange(3, device=run.device).split(1)  # null, source, target
-gauss = {}
-for kind, rho in RHO.items():
-    pair = [(world.mean[2] + rho * one + (1 - rho**2) ** 0.5 * two, prompts[2]), (world.mean[1] + one, prompts[1])]
-    at_times = [[predict(world, latent, *images, prompts[0], t, eps[None]) for images in pair] for t in times]
-    gauss[kind] = np.array(
-        [alike(*branches).double().numpy() for branches in at_times]
-    )  # (timesteps, readings, scales)
-
-
-def closed(kind, reading, omega, t):
-    """Closed form at timesteps t."""
-    return gaussian_cosine(latent.alpha_bar[t], omega, reading, RHO[kind], SHIFT, PROMPT_COSINE).numpy()
-
-
-# %%
-largest = max(
-    abs(gauss[kind][:, i, j] - closed(kind, reading, w, times)).max()
-    for kind in RHO
-    for i, reading in enumerate(READINGS)
-    for j, w in enumerate(omegas)
+runs = experiments.collect(
+    experiments.direction_pairs(s, p, unet, schedule, judge) for s in tqdm(run.seed_list, desc="seeds")
 )
-run.number("gauss_gap", largest)
-print(f"closed form and measurement in the Gaussian world differ by at most {largest:.4f}")
+gauss = experiments.gaussian_pairs(p.seed, p, latent, run.device)
+
+
+# %% tags=["hide-input"]
+def curve(kind: str, reading: str, omega: float = p.omega) -> np.ndarray:
+    """Return the digit network's cosine at every timestep, (seeds, timesteps)."""
+    return runs["cosines"][:, :, kinds.index(kind), READINGS.index(reading), omegas.index(omega)]
+
+
+def over_t(kind: str, reading: str, omega: float = p.omega) -> np.ndarray:
+    """Return its mean over the figure's timesteps, (seeds,)."""
+    return curve(kind, reading, omega).mean(1)
+
+
+def closed(kind: str, reading: str, omega: float, t: list[int] | np.ndarray) -> np.ndarray:
+    """Return the closed form of the Gaussian world at timesteps t."""
+    world = likeness[kind], experiments.SHIFT, experiments.PROMPT_COSINE
+    return gaussian_cosine(latent.alpha_bar[t], omega, reading, *world).numpy()
+
+
+def measured(kind: str, reading: str) -> np.ndarray:
+    """Return what is measured in the Gaussian world, (timesteps,)."""
+    return gauss[kind][:, READINGS.index(reading), omegas.index(p.omega)].numpy()
+
 
 # %% [markdown]
 # ## Result
@@ -246,22 +183,23 @@ print(f"closed form and measurement in the Gaussian world differ by at most {lar
 #
 # The first image of each pair of prompts, first seed, not selected.
 
-# %%
-z_hat, z, others, edited = runs[0][2]
-rows = [z_hat[:: p.images], z[:: p.images], others[:: p.images], edited.clamp(-1, 1)]
+# %% tags=["hide-input"]
+facts = {"read_sample": "images drawn that are read as their prompt", "read_edited": "DDS edits read as their prompt"}
+facts |= {f"correlation_{kind}": f"correlation of the pixels, {kind} pairs" for kind in kinds[:3]}
+for key in facts:
+    run.number(key, runs[key])
+shown = runs["pairs"][0]  # (rows, pairs of prompts, 1, h, w)
 labels = ["input", "other prompt, same noise", "other prompt, other noise", "input, edited by DDS"]
-words = "; ".join(f"{kind} {np.mean(facts[f'correlation_{kind}']):.2f}" for kind in kinds[:3])
+words = "; ".join(f"{kind} {runs[f'correlation_{kind}'].mean():.2f}" for kind in kinds[:3])
 figures.show(
     run,
     "pairs",
-    lambda: figures.image_grid(torch.cat(rows).cpu(), ncols=len(changes), row_labels=labels, cell=0.6),
-    alt=f"Digits drawn by the model for {len(changes)} pairs of prompts, one a column, and their partners in the pair, "
-    f"one kind a row. Correlation of the pixels of both images of a pair: {words}.",
+    lambda: figures.image_grid(np.concatenate(shown), ncols=shown.shape[1], row_labels=labels, cell=0.6),
+    alt=f"Digits drawn by the model for {shown.shape[1]} pairs of prompts, one a column, and their partners in the "
+    f"pair, one kind a row. Correlation of the pixels of both images of a pair: {words}.",
     kind="png",
 )
-heads = {"read_sample": "images drawn that are read as their prompt", "read_edited": "DDS edits read as their prompt"}
-heads |= {f"correlation_{kind}": f"correlation of the pixels, {kind} pairs" for kind in kinds[:3]}
-run.table("images", [{"measured": heads[key], "mean": run.number(key, facts[key])} for key in heads])
+run.table("images", [{"measured": words, "mean": run.text(key)} for key, words in facts.items()])
 
 # %% [markdown]
 # ### Reading (b): the predictions themselves
@@ -270,55 +208,43 @@ run.table("images", [{"measured": heads[key], "mean": run.number(key, facts[key]
 
 
 # %% tags=["hide-input"]
-def draw_reading(reading):
+def draw_reading(reading: str) -> Figure:
+    """Draw the cosines over the timesteps."""
     figure, (net, exact) = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
     for i, kind in enumerate(kinds):
-        if kind in RHO:
+        if kind in likeness:
             for axis in (net, exact):
                 axis.plot(times, FIGURE[kind], "--", lw=1, color=f"C{i}", label=f"paper, {kind}")
             t = np.arange(20, 981, 10)
             exact.plot(t, closed(kind, reading, p.omega, t), color=f"C{i}", label=kind)
-            measured = gauss[kind][:, READINGS.index(reading), omegas.index(p.omega)]
-            exact.plot(times, measured, "o", ms=3, color=f"C{i}")
-        over_seeds = curve(kind, reading)
-        net.plot(times, over_seeds.mean(0), ":" if kind == "own noise" else "-", color=f"C{i}", label=kind)
-        net.fill_between(times, over_seeds.min(0), over_seeds.max(0), color=f"C{i}", alpha=0.25, lw=0)
+            exact.plot(times, measured(kind, reading), "o", ms=3, color=f"C{i}")
+        values = curve(kind, reading)
+        net.plot(times, values.mean(0), ":" if kind == "own noise" else "-", color=f"C{i}", label=kind)
+        net.fill_between(times, values.min(0), values.max(0), color=f"C{i}", alpha=0.25, lw=0)
     for axis, title in ((net, "digit network"), (exact, "Gaussian world")):
         axis.set(title=title, xlabel="timestep t")
-    low = min(0.0, float(values[:, :, :, READINGS.index(reading), omegas.index(p.omega)].min()))
+    low = min(0.0, *(curve(kind, reading).min() for kind in kinds))
     net.set(ylabel="cosine", ylim=(low - 0.03, 1.03))
     figure.legend(*net.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def say(reading):
+def show_reading(name: str, reading: str) -> None:
+    """Show the figure of one reading."""
     ends = ((kind, curve(kind, reading).mean(0)) for kind in kinds)
-    return "; ".join(f"{kind} {c[0]:.2f} and {c[-1]:.2f}" for kind, c in ends)
+    words = "; ".join(f"{kind} {c[0]:.2f} and {c[-1]:.2f}" for kind, c in ends)
+    text = "Cosine against the timestep, digit network left and Gaussian world right, the paper's curves dashed. "
+    text += f"Reading ({reading}). Digit network at t = 20 and t = 980: {words}."
+    figures.show(run, name, lambda: draw_reading(reading), alt=text)
 
 
-# %%
-text = "Cosine against the timestep, digit network left and Gaussian world right, the paper's curves dashed. "
-about = "Digit network at t = 20 and t = 980: "
-figures.show(run, "predictions", lambda: draw_reading("b"), alt=f"{text}Reading (b). {about}{say('b')}.")
+show_reading("predictions", "b")
 
 # %% [markdown]
 # ### Reading (a): the predictions minus the noise
 
-# %%
-figures.show(run, "directions", lambda: draw_reading("a"), alt=f"{text}Reading (a). {about}{say('a')}.")
-
-# %%
-run.table(
-    "cosines",
-    [
-        {"t": t}
-        | {f"({r}) {kind}": curve(kind, r).mean(0)[i] for r in READINGS for kind in kinds[:3]}
-        | {f"paper, {kind}": FIGURE[kind][i] for kind in RHO}
-        for i, t in enumerate(times)
-    ],
-    note=f"Digit network, guidance {p.omega:g}, {len(runs)} seeds of {len(y)} pairs and {p.noises} noises.",
-)
-
+# %% tags=["hide-input"]
+show_reading("directions", "a")
 
 # %% [markdown]
 # In the Gaussian world the two readings go opposite ways. At high noise both predictions are the shared $\epsilon$, so
@@ -327,30 +253,29 @@ run.table(
 # nearly $-\epsilon$ for both images. Digits are not white, and a network adds its own error, times the guidance scale.
 #
 # ### Guidance
-# Aligned pairs of the digit network, one line a guidance scale.
+# Aligned pairs of the digit network, one line a guidance scale; the table has the means over the figure's timesteps.
 
 
 # %% tags=["hide-input"]
-def draw_guidance():
+def draw_guidance() -> Figure:
+    """Draw the cosines of aligned pairs at every guidance scale."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
     for axis, reading in zip(axes, ("b", "a"), strict=True):
         for i, w in enumerate(omegas):
             axis.plot(times, curve("aligned", reading, w).mean(0), "o-", ms=2.5, color=f"C{i}", label=f"{w:g}")
         words = "predictions" if reading == "b" else "predictions minus the noise"
         axis.set(title=f"({reading}) {words}", xlabel="timestep t")
-    axes[0].set(ylabel="cosine, aligned pairs", ylim=(min(0.0, values[:, :, 0].min()) - 0.03, 1.03))
+    low = min(0.0, runs["cosines"][:, :, 0].min())
+    axes[0].set(ylabel="cosine, aligned pairs", ylim=(low - 0.03, 1.03))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, title="guidance scale")
     return figure
 
 
-def over_t(kind, reading, omega=p.omega):
-    """Mean over the figure's timesteps, (seeds,)."""
-    return curve(kind, reading, omega).mean(1)
-
-
-# %%
-means = [[over_t("aligned", reading, w).mean() for reading in ("b", "a")] for w in omegas]
-words = ", ".join(f"{w:g}: {b:.2f} / {a:.2f}" for w, (b, a) in zip(omegas, means, strict=True))
+rows = []
+for w in omegas:
+    rows.append({"guidance": w} | {f"network, ({r})": float(over_t("aligned", r, w).mean()) for r in ("b", "a")})
+    rows[-1] |= {f"Gaussian, ({r})": float(closed("aligned", r, w, times).mean()) for r in ("b", "a")}
+words = ", ".join(f"{row['guidance']:g}: {row['network, (b)']:.2f} / {row['network, (a)']:.2f}" for row in rows)
 figures.show(
     run,
     "guidance",
@@ -358,12 +283,7 @@ figures.show(
     alt="Cosine of aligned pairs against the timestep, one line a guidance scale, reading (b) left, (a) right. Mean "
     f"over the timesteps, (b) / (a): {words}.",
 )
-table = []
-for w in omegas:
-    row = {f"network, ({r}) {kind}": over_t(kind, r, w).mean() for r in READINGS for kind in RHO}
-    exact = {f"Gaussian, ({r}) {kind}": closed(kind, r, w, times).mean() for r in READINGS for kind in RHO}
-    table.append({"guidance": w, **row, **exact})
-run.table("guidance", table, note="Mean over the figure's timesteps.")
+run.table("guidance", rows, note="Aligned pairs, mean over the figure's timesteps.")
 
 # %% [markdown]
 # The supplement says that any error is scaled by $\omega$; we take this to mean the network's error, and a cosine that
@@ -372,52 +292,57 @@ run.table("guidance", table, note="Mean over the figure's timesteps.")
 #
 # ### At equal noise
 # The digit model's schedule is not Stable Diffusion's: at the same timestep it has less noise first and more later.
-# Here its curve is taken, between the measured timesteps along straight lines, where the noise is that of the figure.
+# In the last column its curve is taken, between the measured timesteps along straight lines, where the noise is that of
+# the figure.
 
-# %%
+# %% tags=["hide-input"]
 level = np.interp(-latent.snr[times].log().numpy(), -schedule.snr.log().numpy(), np.arange(schedule.T))
 
 
-def gap(reading, kind="aligned", at=None):
-    """Distance from the figure's curve, mean over its timesteps, (seeds,)."""
+def gap(reading: str, kind: str = "aligned", at: np.ndarray | None = None) -> np.ndarray:
+    """Return the distance from the figure's curve, mean over its timesteps, (seeds,)."""
     lines = curve(kind, reading) if at is None else [np.interp(at, times, line) for line in curve(kind, reading)]
     return np.abs(np.array(lines) - np.array(FIGURE[kind])).mean(1)
 
 
 rows = []
 for reading in READINGS:
-    for kind in RHO:
-        same_t = run.number(f"gap_{reading}_{kind}", gap(reading, kind))
-        same_noise = run.number(f"level_gap_{reading}_{kind}", gap(reading, kind, level))
-        rows.append({"reading": reading, "pairs": kind, "at equal t": same_t, "at equal noise": same_noise})
+    for kind in likeness:
+        run.number(f"gap_{reading}_{kind}", gap(reading, kind))
+        run.number(f"level_gap_{reading}_{kind}", gap(reading, kind, level))
+        rows.append({"reading": reading, "pairs": kind, "at equal t": run.text(f"gap_{reading}_{kind}")})
+        rows[-1]["at equal noise"] = run.text(f"level_gap_{reading}_{kind}")
 run.table("distance", rows, note="Absolute difference from the paper's curve, mean over its timesteps.")
 
 # %% [markdown]
 # ### Claim card
 
-# %%
-rank = {(r, k): [spearmanr(times, line).statistic for line in curve(k, r)] for r in READINGS for k in kinds}
-for (reading, kind), found in rank.items():
-    key = f"{reading}_{kind.replace(' ', '_')}"
-    run.number(f"rank_{key}", found)
-    run.number(f"mean_{key}", over_t(kind, reading))
-    run.number(f"low_{key}", curve(kind, reading)[:, 0])
-    run.number(f"high_{key}", curve(kind, reading)[:, -1])
+# %% tags=["hide-input"]
 for reading in READINGS:
+    line = measured("unaligned", reading)
+    run.number(f"gauss_rank_{reading}_unaligned", spearmanr(times, line).statistic)
     run.number(f"omega_{reading}", over_t("aligned", reading, 30.0) - over_t("aligned", reading, 3.0))
-    for kind in RHO:
-        line = gauss[kind][:, READINGS.index(reading), omegas.index(p.omega)]
-        run.number(f"gauss_rank_{reading}_{kind}", spearmanr(times, line).statistic)
+    run.number(f"low_{reading}_aligned", curve("aligned", reading)[:, 0])
+    run.number(f"high_{reading}_aligned", curve("aligned", reading)[:, -1])
+    for kind in ("aligned", "unaligned", "own noise"):
+        run.number(f"mean_{reading}_{kind.replace(' ', '_')}", over_t(kind, reading))
+
+
+def rank(reading: str) -> list[float]:
+    """Return the rank correlation of timestep and cosine for aligned pairs, (seeds,)."""
+    return [spearmanr(times, line).statistic for line in curve("aligned", reading)]
+
 
 # %%
+strong, weak = (over_t("aligned", "b", w) for w in (30.0, 3.0))
 run.claim(
     "D3",
-    rank_b=rank["b", "aligned"],
+    rank_b=rank("b"),
     aligned_b=over_t("aligned", "b") - over_t("unaligned", "b"),
     gap_b=gap("b"),
-    rank_a=rank["a", "aligned"],
+    rank_a=rank("a"),
     aligned_a=over_t("aligned", "a") - over_t("unaligned", "a"),
-    omega_b=over_t("aligned", "b", 30.0) - over_t("aligned", "b", 3.0),
+    omega_b=strong - weak,
     own_noise=curve("own noise", "b")[:, times.index(980)],
 )
 
@@ -440,5 +365,5 @@ run.claim(
 # - The images were drawn with less guidance than the directions have, because the small model needs little to draw what
 #   it is asked for. The edits are few, one for each pair of prompts and seed.
 
-# %%
+# %% tags=["hide-input"]
 run.finish()

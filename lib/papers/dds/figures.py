@@ -1,0 +1,34 @@
+"""What two notebooks on DDS draw alike."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[int], region: np.ndarray) -> Figure:
+    """Draw the supplement's Fig. 3: result (c, h, w) and maps (2, steps, h, w) of each run, a run a row.
+
+    Each of the two kinds of maps has one colour scale for all rows; a line in the result bounds the region (h, w).
+    """
+    figure, axes = plt.subplots(len(rows), 1 + 2 * len(steps), figsize=(7, 2.8))
+    tops = [max(np.quantile(maps[i], 0.99) for _, maps in rows.values()) for i in (0, 1)]
+    heads = ["result", *[f"step {k}" for k in steps], *[f"by step {k}" for k in steps]]
+    for line, (name, (z, maps)) in zip(axes, rows.items(), strict=True):
+        picture = (z.clip(-1, 1).transpose(1, 2, 0) + 1) / 2
+        line[0].imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+        line[0].contour(region, [0.5], colors="C1", linewidths=0.8)
+        line[0].set_ylabel(name, fontsize=8)
+        for kind, colours in enumerate(("viridis", "cividis")):
+            for k, values in enumerate(maps[kind]):
+                axis = line[1 + kind * len(steps) + k]
+                axis.imshow(values, cmap=colours, vmin=0, vmax=tops[kind])
+    for column, words in ((len(steps), "update"), (2 * len(steps), "difference to the input")):
+        figure.colorbar(axes[0, column].images[0], ax=axes[:, column], shrink=0.7, label=words)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=8)
+    return figure
