@@ -12,12 +12,13 @@ from lib.jobs.stable_diffusion import speed as dds_speed
 from lib.measures import perceptual
 from lib.papers.ant import method as ant
 from lib.papers.sdft import method as sdft
+from lib.record import timing
 from lib.record.files import read_results
 from lib.worlds.prompts import with_prompts
 from tools import bench, bench_dds, bench_methods, bench_metrics, bench_sampling, bench_tools
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
-import companion_html
+import companion
 
 CPU = torch.device("cpu")
 
@@ -25,10 +26,10 @@ CPU = torch.device("cpu")
 def test_turns_and_ratio():
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
-    times = bench_tools.interleaved(runs, 4, CPU)
+    times = timing.interleaved(runs, 4, CPU)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab" + "abc"  # warm-up, then each round begins with another
     assert {len(values) for values in times.values()} == {4}
-    assert bench_tools.ratio([2.0, 9.0, 30.0], [1.0, 3.0, 10.0]) == 3.0  # median of 2, 3, 3, not 9 / 3 of the medians
+    assert timing.ratio([2.0, 9.0, 30.0], [1.0, 3.0, 10.0]) == 3.0  # median of 2, 3, 3, not 9 / 3 of the medians
 
 
 def test_rows_know_whether_the_goal_is_met():
@@ -36,7 +37,7 @@ def test_rows_know_whether_the_goal_is_met():
     assert bench_tools.row("a", 2.8, most=2.7)["met"] is False
     assert bench_tools.row("a", 29.0, least=30)["met"] is False
     assert bench_tools.row("a", 1.0)["met"] is None
-    text = bench_tools.table("Title", [bench_tools.row("slow step", 2.8, "steps", most=2.7, note="counted")])
+    text = bench.table("Title", [bench_tools.row("slow step", 2.8, "steps", most=2.7, note="counted")])
     assert "NOT MET" in text
     assert "counted" in text
 
@@ -68,22 +69,17 @@ def test_ascents_leave_the_weights_alone(unet):
     assert all(p.grad is None for p in unet.parameters())
 
 
-@pytest.mark.parametrize(("batched", "calls"), [(True, 1), (False, 2)])
-def test_network_calls_of_an_sdft_step(unet, batched, calls):
+def test_network_calls_of_an_sdft_step(unet):
     schedule = diffusion.linear()
     x0, t, eps = bench_methods.draw(unet, schedule, 3)
     student, teacher = (bench_tools.Counted(nets.eps_model(unet)) for _ in range(2))
-    sdft.loss(student, teacher, schedule, x0, t, eps, batched=batched)[0].backward()
-    assert (student.forward, student.images, student.backward) == (calls, 6, calls)
-    assert (teacher.forward, teacher.images, teacher.backward) == (calls, 6, 0)
+    sdft.loss(student, teacher, schedule, x0, t, eps)[0].backward()
+    assert (student.forward, student.images, student.backward) == (1, 6, 1)
+    assert (teacher.forward, teacher.images, teacher.backward) == (1, 6, 0)
     plain = bench_tools.Counted(nets.eps_model(unet))
     sdft.loss(plain, teacher, schedule, x0, t, eps, lambda_distill=0, lambda_aux=0)[0].backward()
-    assert (plain.forward, plain.images, plain.backward, teacher.forward) == (
-        1,
-        3,
-        1,
-        calls,
-    )  # the teacher is not asked
+    asked = (plain.forward, plain.images, plain.backward, teacher.forward)
+    assert asked == (1, 3, 1, 1)  # the teacher is not asked again
 
 
 def test_loop_over_pairs_is_the_definition_and_counted():
@@ -92,7 +88,7 @@ def test_loop_over_pairs_is_the_definition_and_counted():
     samples, training = bench_metrics.data(7, 2, 32, CPU)
     seen = []
     value = bench_metrics.naive(lambda a, b: seen.append(1) or model(a, b), samples, training)
-    found = perceptual.intra_lpips(embedding(samples), embedding(training))
+    found = perceptual.intra_lpips(embedding, [samples], training)
     assert value == pytest.approx(found.value, rel=1e-5)
     assert len(seen) == bench_metrics.evaluations(found.counts)
     assert bench_metrics.evaluations((3, 4)) == 7 * 2 + 3 + 6
@@ -100,22 +96,22 @@ def test_loop_over_pairs_is_the_definition_and_counted():
 
 def test_sections_on_tiny_sizes(unet, tmp_path):
     sections = {
-        "metrics": bench_metrics.measure(CPU, "squeeze", 32, ((24, 2.0),), k=3, pairs=8, rounds=1),
-        "methods": bench_methods.measure(CPU, batch=2, J=2, rounds=1, unet=unet),
-        "sampling": bench_sampling.measure(CPU, 0.001, 2, (1, 4), 64, rounds=1, unet=unet),
+        "metrics": bench_metrics.measure(CPU, 1, "squeeze", ((24, 2.0),), k=3, pairs=8),
+        "methods": bench_methods.measure(CPU, 1, batch=2, J=2, unet=unet),
+        "sampling": bench_sampling.measure(CPU, 1, steps=1, unet=unet),
     }
     assert sections["metrics"][0]["value"] < 1e-5  # the two values agree
     assert "extrapolated from 8 pairs a round" in sections["metrics"][1]["note"]
     assert "U-Net 3 forward (6 images), 3 backward; classifier 1 forward" in sections["methods"][2]["note"]
-    assert any("the batch that 0.001 GiB allows" in row["note"] for row in sections["sampling"])
+    assert [row["what"] for row in sections["sampling"]][2:] == ["batch 1", "batch 8", "batch 64"]
     source = bench.provenance(CPU, 0.0)
     bench.write(tmp_path / "cpu.json", sections, source)
     assert read_results(tmp_path / "cpu.json")["sections"] == json.loads(json.dumps(sections))
-    data = {"bench": {"cpu": {"sections": sections, "provenance": source}}}
-    html = companion_html.bench(data, "cpu")
+    data = {"bench": {"cpu": {"sections": sections, "provenance": source}}, "results": {}, "claims": {}}
+    html = companion.fill("bench", data, "cpu")
     assert html.count("<table") == 3
     assert html.count("<tr>") == 3 + sum(map(len, sections.values()))
-    assert "gpu</code>: not run for this edition" in companion_html.bench(data, "gpu")
+    assert "gpu</code>: not run for this edition" in companion.fill("bench", data, "gpu")
 
 
 def test_operations_are_counted():

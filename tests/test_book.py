@@ -23,7 +23,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from lib.record.files import ROOT
+from tools.book import FOLDERS, contents
+from tools.notebooks import paths
+
 BOOK = ROOT / "book"
 ARGUMENTS = [
     "--no-sandbox",
@@ -39,14 +42,24 @@ ARGUMENTS = [
 
 
 def toc_files() -> set[str]:
-    text = json.dumps(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
-    return set(re.findall(r'"(?:file|root)": "([^"]+)"', text))
+    return set(re.findall(r'"(?:file|root)": "([^"]+)"', json.dumps(contents())))
 
 
 def test_every_notebook_and_page_is_in_the_toc():
     notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*/*.py")}
     pages = {str(path.relative_to(BOOK).with_suffix("")) for path in BOOK.rglob("*.md") if "_static" not in path.parts}
     assert toc_files() == notebooks | pages
+
+
+def test_chapters_are_folders_and_papers_come_as_the_claims_name_them():
+    parts = {part["caption"]: part["chapters"] for part in contents()["parts"]}
+    named = [chapter["file"] for chapter in parts["Papers"]]
+    assert named[:5] == ["rdmd", "ant", "sdft", "dds", "ladiffgan"]
+    for chapters in parts.values():
+        for chapter in chapters:
+            for section in chapter.get("sections", []):
+                folder = paths()[section["file"].removeprefix("notebooks/")].parent.name
+                assert folder == FOLDERS.get(chapter["file"], chapter["file"])
 
 
 def test_config_names_no_other_host():
@@ -134,7 +147,7 @@ def pages(book: Path) -> dict[str, Page]:
 def test_the_book_has_the_pages_of_the_toc(pages: dict[str, Page]):
     assert {f"{name}.html" for name in toc_files()} <= set(pages)
     files = [path for path in (ROOT / "lib").rglob("*.py") if path.stem != "__init__"]
-    modules = {"_".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
     assert {f"api/{name}.html" for name in modules} <= set(pages)
 
 

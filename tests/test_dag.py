@@ -1,7 +1,8 @@
-"""The DAG in a small copy of the project: a notebook that fails does not stop the others, and the next call resumes."""
+"""The DAG in a small copy of the project: it resumes after a failure; a sixth paper comes in by its folders alone."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,24 +34,61 @@ page.write_text("book")
 """
 
 
+# What a sixth paper brings: three folders, a page, and its claims.
+SIXTH = {
+    "lib/papers/sixth/__init__.py": '"""The sixth paper."""\n',
+    "lib/papers/sixth/method.py": '"""The method of the sixth paper."""\n\n\ndef half(x: float) -> float:\n'
+    '    """Return x / 2, eq. (1)."""\n    return x / 2\n',
+    "tests/papers/sixth/test_sixth.py": "from lib.papers.sixth.method import half\n\n\n"
+    "def test_half():\n    assert half(3) == 1.5\n",
+    "book/sixth.md": "# Sixth: halves\n\n{py:func}`lib.papers.sixth.method.half`: {{ num['70_sixth']['half'] }}\n\n"
+    "```{claim} Q1\n```\n",
+}
+SIXTH_CODE = """from lib.papers.sixth.method import half
+# %% [markdown]
+# # Halves
+#
+# ## Result
+# %%
+run.number("half", half(steps))
+run.claim("Q1", half=2 * half(steps) - steps)
+run.finish()"""
+SIXTH_CLAIM = """
+Q1:
+  paper: Sixth
+  where: eq. (1)
+  notebook: 70_sixth
+  claim: Two halves are a whole.
+  expected: no difference
+  checks:
+    - {name: half, what: difference, rule: equal, value: 0, tolerance: 0.001}
+"""
+
+
+def small_copy(folder):
+    """Copy what runs and records, without papers."""
+    for part in ("lib/record", "tools"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "lib" / "papers").mkdir()
+    for name in ("Snakefile", "claims.yaml", "lib/__init__.py", "lib/papers/__init__.py"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "book").mkdir()
+    (folder / "book" / "index.md").write_text("# Book\n")
+
+
 @pytest.fixture
 def copy(tmp_path):
-    for folder in ("lib", "tools"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "claims.yaml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    small_copy(tmp_path)
     (tmp_path / "tools" / "book.py").write_text(BOOK)  # the book itself is tested elsewhere
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "index.md").write_text("# Book\n")
-    notebook(tmp_path, "01_good", "run.finish()")
-    notebook(tmp_path, "02_bad", 'raise ValueError("broken in the middle")\n# %%\nrun.finish()')
+    notebook(tmp_path, "paper", "01_good", "run.finish()")
+    notebook(tmp_path, "paper", "02_bad", 'raise ValueError("broken in the middle")\n# %%\nrun.finish()')
     return tmp_path
 
 
-def notebook(folder, name, code):
-    (folder / "notebooks" / "paper").mkdir(parents=True, exist_ok=True)
-    (folder / "notebooks" / "paper" / f"{name}.py").write_text(HEADER.replace("NAME", name) + code + "\n")
-    (folder / "notebooks" / "paper" / f"{name}.smoke.yaml").write_text("profile: smoke\nsteps: 2\n")
+def notebook(folder, chapter, name, code):
+    (folder / "notebooks" / chapter).mkdir(parents=True, exist_ok=True)
+    (folder / "notebooks" / chapter / f"{name}.py").write_text(HEADER.replace("NAME", name) + code + "\n")
+    (folder / "notebooks" / chapter / f"{name}.smoke.yaml").write_text("profile: smoke\nsteps: 2\n")
 
 
 def make(folder):
@@ -70,7 +108,7 @@ def test_failure_is_kept_others_finish_and_the_next_call_resumes(copy):
     assert not (copy / "runs" / "smoke" / "results" / "02_bad.json").exists()
     stamp = good.stat().st_mtime_ns
 
-    notebook(copy, "02_bad", "run.finish()")
+    notebook(copy, "paper", "02_bad", "run.finish()")
     second = make(copy)
     assert second.returncode == 0, second.stderr
     assert "runs/smoke/book/_build/html/index.html" in second.stdout
@@ -80,3 +118,31 @@ def test_failure_is_kept_others_finish_and_the_next_call_resumes(copy):
     third = make(copy)
     assert third.returncode == 0
     assert "Nothing to be done" in third.stderr
+
+
+def test_a_sixth_paper_is_three_folders_a_page_and_its_claims(tmp_path):
+    small_copy(tmp_path)
+    for part in ("_ext", "_static", "_templates", "_config.yml", "api", "scorecard.md"):
+        put = shutil.copytree if (ROOT / "book" / part).is_dir() else shutil.copy
+        put(ROOT / "book" / part, tmp_path / "book" / part)
+    for name, text in SIXTH.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    notebook(tmp_path, "sixth", "70_sixth", SIXTH_CODE)
+    with (tmp_path / "claims.yaml").open("a") as file:
+        file.write(SIXTH_CLAIM)
+
+    done = make(tmp_path)
+    log = tmp_path / "runs" / "smoke" / "logs" / "book.log"
+    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
+    built = tmp_path / "runs" / "smoke" / "book" / "_build" / "html"
+    row = re.search(r'<tr id="claim-q1".*?</tr>', (built / "scorecard.html").read_text(), flags=re.S)[0]
+    assert "✔ reproduced" in row
+    assert 'href="notebooks/70_sixth.html#result"' in row
+    page = (built / "sixth.html").read_text()
+    assert 'href="api/lib.papers.sixth.method.html#lib.papers.sixth.method.half"' in page
+    assert 'href="notebooks/70_sixth.html"' in page  # below its chapter in the side bar
+    assert 'class="claim-card"' in page
+
+    tested = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    assert subprocess.run(tested, cwd=tmp_path, capture_output=True, check=False).returncode == 0

@@ -16,9 +16,10 @@ from lib.ground.nets import small_unet
 from lib.jobs.stable_diffusion import speed as dds_speed
 from lib.papers.dds import fast
 from lib.papers.dds import method as dds
+from lib.record.timing import interleaved, ratio
 from lib.worlds.judge import HANDWRITTEN, PRINTED
 from lib.worlds.prompts import null, prompt, with_prompts
-from tools.bench_tools import Row, interleaved, options, ratio, row, table
+from tools.bench_tools import Counted, Row, row
 
 TITLE = "DDS: the loop as published, and ours"
 GOALS = {"seconds": 2.0, "speedup": 3.0}  # of ours with a source prompt, for Stable Diffusion's shape on a GPU
@@ -73,20 +74,20 @@ def savings(
     goals = [prompt(k, HANDWRITTEN).to(device) for k in range(targets)]
     source, empty = prompt(9, PRINTED).to(device), null().to(device)
 
-    def edits(y_hat: Tensor, form: Any = fast, shared: bool = False) -> tuple[int, list[Tensor]]:
+    def edits(y_hat: Tensor, edit: Any, shared: bool = False) -> tuple[int, list[Tensor]]:
         """Edit to every target, and return the evaluations and the results."""
-        model, options = dds_speed.Counted(net), dict[str, Any](iterations=iterations)
+        model, named = Counted(net), {"iterations": iterations}
         if shared:
-            options["reference"] = fast.reference(model, schedule, z_hat, y_hat, empty, iterations=iterations)
-        results = [form.edit(model, schedule, z_hat, y, y_hat, empty, **options).z for y in goals]
+            named["reference"] = fast.reference(model, schedule, z_hat, y_hat, empty, iterations=iterations)
+        results = [edit(model, schedule, z_hat, y, y_hat, empty, **named).z for y in goals]
         return model.images, results
 
     rows = []
     for words, y_hat in (("", source), (", empty source prompt", empty)):
         runs = {
-            "plain": lambda y_hat=y_hat: edits(y_hat, dds),
-            "each": lambda y_hat=y_hat: edits(y_hat),
-            "shared": lambda y_hat=y_hat: edits(y_hat, shared=True),
+            "plain": lambda y_hat=y_hat: edits(y_hat, dds.edit),
+            "each": lambda y_hat=y_hat: edits(y_hat, fast.edit),
+            "shared": lambda y_hat=y_hat: edits(y_hat, fast.edit, shared=True),
         }
         results = {name: run() for name, run in runs.items()}
         times = interleaved(runs, rounds, device, warm_up=False)  # they have just run
@@ -103,13 +104,3 @@ def _difference(ours: list[Tensor], plain: list[Tensor], z_hat: Tensor) -> str:
     """Return how far the results are apart, in words."""
     apart = max(float((a - b).norm() / (b - z_hat).norm()) for a, b in zip(ours, plain, strict=True))
     return f"results differ by at most {apart:.0e} of the edit"
-
-
-def main() -> None:
-    """Print the table of this section."""
-    chosen = options(__doc__)
-    print(table(TITLE, measure(chosen.device, rounds=chosen.rounds or 3)))
-
-
-if __name__ == "__main__":
-    main()

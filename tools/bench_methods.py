@@ -19,7 +19,8 @@ from lib.ground.noised_classifier import NoisedClassifier
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
 from lib.papers.sdft import method as sdft
-from tools.bench_tools import Counted, Row, interleaved, options, ratio, row, table
+from lib.record.timing import interleaved, ratio
+from tools.bench_tools import Counted, Row, network, row
 
 TITLE = "Steps of the methods, in plain fine-tuning steps"
 Batch = tuple[Tensor, Tensor, Tensor]  # x0, t, eps
@@ -78,22 +79,16 @@ def measure_ant(unet: Any, device: torch.device, batch: int, J: int, rounds: int
     ant.loss(network, ant.classifier_guidance(judge), schedule, x0, t, eps, J=J)[0].backward()
     counts = f"network calls of one step: U-Net {network.text()}; classifier {judge.text()}"
     alone, whole = (ratio(times[name], times["plain"]) for name in ("ascents", "ant"))
-    most, unit = 1 + 1.1 * J, "plain steps"
+    most, unit, note = 1 + 1.1 * J, "plain steps", "unit: one forward, one backward to the input"
     return [
         row(f"ANT without classifier, J = {J}, batch {batch}", alone, unit, most),
-        row(
-            "one ascent of ANT",
-            statistics.median(each),
-            "units",
-            1.1,
-            note="unit: one forward, one backward to the input",
-        ),
+        row("one ascent of ANT", statistics.median(each), "units", 1.1, note=note),
         row(f"ANT with classifier, J = {J}, batch {batch}", whole, unit, most, note=counts),
     ]
 
 
 def measure_sdft(unet: Any, device: torch.device, batch: int, rounds: int) -> list[Row]:
-    """SDFT on all weights of a U-Net, its two inputs in one call and in two."""
+    """SDFT on all weights of a U-Net, its two inputs in one call."""
     student, teacher = copy.deepcopy(unet).train(), copy.deepcopy(unet).requires_grad_(False).eval()
     models = nets.eps_model(student), nets.eps_model(teacher)
     schedule = diffusion.linear()
@@ -102,31 +97,16 @@ def measure_sdft(unet: Any, device: torch.device, batch: int, rounds: int) -> li
     runs = {
         "plain": stepper(student, lambda: sdft.loss(*models, schedule, x0, t, eps, **plain)),
         "sdft": stepper(student, lambda: sdft.loss(*models, schedule, x0, t, eps)),
-        "two calls": stepper(student, lambda: sdft.loss(*models, schedule, x0, t, eps, batched=False)),
     }
     times = interleaved(runs, rounds, device)
     counted = [Counted(model) for model in models]
     sdft.loss(*counted, schedule, x0, t, eps)[0].backward()
     counts = f"network calls of one step: student {counted[0].text()}; teacher {counted[1].text()}"
-    one, two = (ratio(times[name], times["plain"]) for name in ("sdft", "two calls"))
-    return [
-        row(f"SDFT, batch {batch}, both inputs in one call", one, "plain steps", 2.7, note=counts),
-        row(f"SDFT, batch {batch}, a call for each input", two, "plain steps"),
-    ]
+    cost = ratio(times["sdft"], times["plain"])
+    return [row(f"SDFT, batch {batch}, both inputs in one call", cost, "plain steps", 2.7, note=counts)]
 
 
-def measure(device: torch.device, batch: int = 16, J: int = 10, rounds: int = 9, unet: Any = None) -> list[Row]:
+def measure(device: torch.device, rounds: int = 7, batch: int = 16, J: int = 10, unet: Any = None) -> list[Row]:
     """Return the rows of this section."""
-    torch.manual_seed(0)
-    net = (unet or nets.small_unet(16)).to(device, memory_format=torch.channels_last)
+    net = unet or network(device)
     return measure_ant(net, device, batch, J, rounds) + measure_sdft(net, device, batch, 2 * rounds + 1)
-
-
-def main() -> None:
-    """Print the table of this section."""
-    chosen = options(__doc__)
-    print(table(TITLE, measure(chosen.device, rounds=chosen.rounds or 9)))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lib.measures import perceptual
-from tools.bench_tools import Row, interleaved, options, ratio, row, seconds, table
+from lib.record.timing import interleaved, ratio
+from tools.bench_tools import Row, row
 
 TITLE = "Intra-LPIPS: embeddings against a loop over pairs (lpips package, VGG trunk drawn at random)"
 SETS = ((300, 30.0), (1000, 100.0))  # samples, least ratio
@@ -47,62 +48,32 @@ def naive(model: Any, samples: Tensor, training: Tensor) -> float:
 
 @torch.no_grad()
 def measure(
-    device: torch.device,
-    net: str = "vgg",
-    size: int = 32,
-    sets: tuple = SETS,
-    k: int = 10,
-    pairs: int = 32,
-    rounds: int = 3,
+    device: torch.device, rounds: int = 2, net: str = "vgg", sets: tuple = SETS, k: int = 10, pairs: int = 32
 ) -> list[Row]:
     """Return the rows of this section."""
+    size, batch = (256, 16) if device.type == "cuda" else (32, 64)
     embedding = perceptual.lpips_features(net, size, device, random=True)
     model = perceptual.lpips_model(net, random=True).to(device)
     few, training = data(12, 3, size, device)
-    ours, theirs = perceptual.intra_lpips(embedding(few), embedding(training)).value, naive(model, few, training)
+    ours, theirs = perceptual.intra_lpips(embedding, [few], training).value, naive(model, few, training)
     rows = [row("difference of the two values, relative (12 samples)", abs(ours / theirs - 1), most=1e-5)]
     for n, least in sets:
         samples, training = data(n, k, size, device)
-        found: list[perceptual.IntraLPIPS] = []
-
-        def embed(samples: Tensor = samples, training: Tensor = training, found: list = found) -> None:
-            if size > 64:  # a thousand embeddings would take 32 GB at 256 pixels
-                found.append(perceptual.intra_lpips_stream(embedding, samples.split(16), training))
-            else:
-                found.append(perceptual.intra_lpips(embedding(samples), embedding(training)))
-
-        def one_by_one(samples: Tensor = samples) -> None:
-            for i in range(pairs):
-                model(samples[i : i + 1], samples[i + 1 : i + 2]).item()
-
-        def at_once(samples: Tensor = samples) -> None:
-            model(samples[:pairs], samples[1 : pairs + 1]).tolist()
-
-        model(samples[:1], samples[1:2])  # warm up
-        times = interleaved({"ours": embed, "one": one_by_one, "many": at_once}, rounds, device, warm_up=n < 500)
-        total = evaluations(found[0].counts)
+        a, b = samples[:pairs], samples[1 : pairs + 1]
+        model(a[:1], b[:1])  # warm up
+        runs = {
+            "ours": lambda s=samples, g=training: perceptual.intra_lpips(embedding, s.split(batch), g),
+            "one": lambda a=a, b=b: [model(x[None], y[None]).item() for x, y in zip(a, b, strict=True)],
+            "many": lambda a=a, b=b: model(a, b).tolist(),
+        }
+        times = interleaved(runs, rounds, device, warm_up=n < 500)
+        total = evaluations(runs["ours"]().counts)
         how = f"loop extrapolated from {pairs} pairs a round to {total:,} pair evaluations; ours measured whole"
-        faster = ratio(times["one"], times["ours"]) * total / pairs
-        batched = ratio(times["many"], times["ours"]) * total / pairs
-        rows.append(
-            row(f"{n:,} samples, {k} training images: faster than one pair a call", faster, "x", least=least, note=how)
-        )
-        rows.append(row(f"{n:,} samples, {k} training images: faster than {pairs} pairs a call", batched, "x"))
-        rows.append(row(f"{n:,} samples: seconds, ours", statistics.median(times["ours"]), "s"))
-    z = embedding(samples[:100])
-    share = seconds(lambda: perceptual.intra_lpips(z, z[:k]), device) / seconds(
-        lambda: embedding(samples[:100]), device
-    )
-    rows.append(row("time of everything after the network, share of the network's", 100 * share, "%"))
+        one, many = (ratio(times[name], times["ours"]) * total / pairs for name in ("one", "many"))
+        words = f"{n:,} samples, {k} training images: faster than"
+        rows += [
+            row(f"{words} one pair a call", one, "x", least=least, note=how),
+            row(f"{words} {pairs} pairs a call", many, "x"),
+            row(f"{n:,} samples: seconds, ours", statistics.median(times["ours"]), "s"),
+        ]
     return rows
-
-
-def main() -> None:
-    """Print the table of this section."""
-    chosen = options(__doc__)
-    size = 256 if chosen.device.type == "cuda" else 32
-    print(table(TITLE, measure(chosen.device, size=size, rounds=chosen.rounds or 3)))
-
-
-if __name__ == "__main__":
-    main()

@@ -13,12 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.ground import diffusion, nets
-from lib.ground.batching import batch_for_memory
-from lib.record.timing import matrix_products
-from tools.bench_tools import Row, interleaved, options, row, table
+from lib.record.timing import interleaved, matrix_products
+from tools.bench_tools import Row, network, row
 
 TITLE = "Sampling: deterministic DDIM in few steps"
-BATCHES = (1, 8, 64)
 
 
 @torch.no_grad()
@@ -31,50 +29,28 @@ def operations(unet: Any) -> int:
 
 
 @torch.no_grad()
-def measure(
-    device: torch.device,
-    gigabytes: float = 0.1,
-    steps: int = 5,
-    batches: tuple = BATCHES,
-    side: int = 512,
-    rounds: int = 5,
-    unet: Any = None,
-) -> list[Row]:
+def measure(device: torch.device, rounds: int = 3, steps: int = 5, unet: Any = None) -> list[Row]:
     """Return the rows of this section."""
-    torch.manual_seed(0)
-    net = (unet or nets.small_unet(16)).to(device, memory_format=torch.channels_last).eval()
+    side, batches = (8192, (1, 16, 64)) if device.type == "cuda" else (512, (1, 8, 64))
+    net = (unet or network(device)).eval()
     model, schedule = nets.eps_model(net), diffusion.linear()
-    shape = (net.config["in_channels"], net.config["sample_size"], net.config["sample_size"])
-    chosen = batch_for_memory(model, shape, gigabytes, device)
     products, done = matrix_products(device, side, repeats=8)
-    noises = {n: torch.randn(n, *shape, device=device) for n in sorted({*batches, chosen})}
+    shape = (net.config["in_channels"], net.config["sample_size"], net.config["sample_size"])
+    noises = {n: torch.randn(n, *shape, device=device) for n in batches}
     # As many samplings a turn as make up about one large batch, so that turns are alike.
-    repeats = {n: max(1, min(16, max(batches) // n)) for n in noises}
+    repeats = {n: max(1, min(16, max(batches) // n)) for n in batches}
 
     def sample(n: int) -> None:
         for _ in range(repeats[n]):
             diffusion.sample_ddim(model, schedule, noises[n], steps=steps)
 
-    runs = {f"{n}": lambda n=n: sample(n) for n in noises}
+    runs = {f"{n}": lambda n=n: sample(n) for n in batches}
     times = interleaved({"matmul": products, **runs}, rounds, device)
-    flops = operations(net)
-    rate = done / statistics.median(times["matmul"])
+    flops, rate = operations(net), done / statistics.median(times["matmul"])
     ideal = rate / (flops * steps)
-    rows = [row(f"matrix products of {side} x {side} in float32", rate / 1e9, "GFLOP/s")]
-    rows.append(row(f"ideal: {flops / 1e6:.1f} MFLOP a pass, {steps} passes an image", ideal, "images/s"))
-    for n in noises:
-        found = n * repeats[n] / statistics.median(times[f"{n}"])
-        share = f"{100 * found / ideal:.0f} % of the ideal"
-        fits = f"; the batch that {gigabytes:g} GiB allows" if n == chosen else ""
-        rows.append(row(f"batch {n}", found, "images/s", note=share + fits))
-    return rows
-
-
-def main() -> None:
-    """Print the table of this section."""
-    chosen = options(__doc__)
-    print(table(TITLE, measure(chosen.device, rounds=chosen.rounds or 5)))
-
-
-if __name__ == "__main__":
-    main()
+    found = {n: n * repeats[n] / statistics.median(times[f"{n}"]) for n in batches}
+    return [
+        row(f"matrix products of {side} x {side} in float32", rate / 1e9, "GFLOP/s"),
+        row(f"ideal: {flops / 1e6:.1f} MFLOP a pass, {steps} passes an image", ideal, "images/s"),
+        *(row(f"batch {n}", v, "images/s", note=f"{100 * v / ideal:.0f} % of the ideal") for n, v in found.items()),
+    ]

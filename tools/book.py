@@ -1,6 +1,6 @@
 """Build the book from executed notebooks and their results; nothing is run again.
 
-`python tools/book.py --profile cpu` takes `runs/cpu/`, `--committed` takes what is in the tree (`notebooks/*.ipynb`,
+`python -m tools.book --profile cpu` takes `runs/cpu/`, `--committed` takes what is in the tree (notebooks,
 `results/cpu/`, `figures/`). Sources are staged in `runs/PROFILE/book-src/`, only changed files are written, so that a
 second build reads only what changed. Any warning fails the build.
 """
@@ -20,15 +20,13 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # also without an installed package
-
-from lib.record.files import PROFILES, UserError, read_results  # noqa: E402
-from tools.notebooks import paths  # noqa: E402
+from lib.record import claims
+from lib.record.files import PROFILES, ROOT, UserError, read_results
+from tools.notebooks import drop_progress_bars, folders, names, paths
 
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^(\w+Error|Could not import|No module)\b")
-PROGRESS = re.compile(r"^\s*(.*:\s*)?\d*%?\|")  # the plain text of a tqdm bar
+FOLDERS = {"data": "worlds"}  # page -> folder of notebooks, where they are not of one name
 
 
 class Sources:
@@ -62,13 +60,7 @@ def main() -> int:
 
 
 def build(sources: Sources) -> Path:
-    """Stage the sources and build; return the path of the first page.
-
-    Raises
-    ------
-    UserError
-        A notebook or its results are missing or failed, or the build gave a warning or an error.
-    """
+    """Stage the sources and build; return the path of the first page, or say in a `UserError` what is amiss."""
     page = sources.built / "_build" / "html" / "index.html"
     stamp = sources.built / "digests.json"
     before = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
@@ -100,43 +92,81 @@ def build(sources: Sources) -> Path:
 
 
 def stage(sources: Sources) -> tuple[dict[str, str], bool]:
-    """Bring `book-src` up to date: pages, notebooks, API pages, figures, one data file.
+    """Bring `book-src` up to date: pages, contents, notebooks, figures, one data file.
 
-    Returns
-    -------
-    tuple
-        Digests of what pages show and of what makes them (extension, style, `lib.record.claims`), and whether a file is
-        gone.
+    Returns digests of what pages show and of what makes them, and whether a file is gone.
     """
-    names = notebook_names()
-    results = {name: find_results(sources, name) for name in names}
+    results = {name: find_results(sources, name) for name in names()}
     files: dict[str, bytes | Path] = {
         str(path.relative_to(ROOT / "book")): path
         for path in sorted((ROOT / "book").rglob("*"))
         if path.is_file() and not SKIPPED & set(path.parts)
     }
-    files |= {f"notebooks/{name}.ipynb": executed_notebook(sources, name) for name in names}
-    files |= api_pages()
+    files["_toc.yml"] = yaml.safe_dump(contents(), sort_keys=False).encode()
+    files |= {f"notebooks/{name}.ipynb": executed_notebook(sources, name) for name in names()}
+    lines = "\n".join(f"   {module}" for module in modules())
+    files["api/index.md"] = (ROOT / "book" / "api" / "index.md").read_bytes().replace(b"   <modules>", lines.encode())
     for result in results.values():
         for figure in result["figures"].values():
             files |= {f"_static/figures/{name}": sources.figures / name for name in figure["files"]}
     files["_data/companion.json"] = companion_data(sources, results)
     for name, content in files.items():
         write_if_changed(sources.staged / name, content)
+    expected = {*files, *(f"api/{module}.rst" for module in modules())}  # the latter are made by autosummary
     staged = [path for path in sources.staged.rglob("*") if path.is_file() and not SKIPPED & set(path.parts)]
-    gone = [path for path in staged if str(path.relative_to(sources.staged)) not in files]
+    gone = [path for path in staged if str(path.relative_to(sources.staged)) not in expected]
     for path in gone:
         path.unlink()
-    machinery = [sources.staged / name for name in files if is_machinery(name)] + [
-        ROOT / "lib" / "record" / "claims.py"
-    ]
+    record = ROOT / "lib" / "record"
+    shown = [record / "claims.py", record / "show.py", *sorted((record / "templates").iterdir())]
+    machinery = [sources.staged / name for name in files if is_machinery(name)] + shown
     pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").rglob("*.py"))
     return {"machinery": digest(machinery), "pages": digest(pages)}, bool(gone)
 
 
+def contents() -> dict[str, Any]:
+    """Return the table of contents: the notebooks of a folder lie below the page of its name, if there is one.
+
+    Papers come in the order in which claims.yaml names them, then folders of notebooks that belong nowhere else.
+    """
+    book = ROOT / "book"
+    pages = {path.stem for path in book.glob("*.md")} - {"index"}
+
+    def chapters(page: str) -> list[dict[str, Any]]:
+        inside = [{"file": f"notebooks/{name}"} for name in folders().get(FOLDERS.get(page, page), [])]
+        return [{"file": page, "sections": inside} if inside else {"file": page}] if page in pages else inside
+
+    papers = list(paper_pages())
+    fixed = ["start", "scorecard", "own_images"]
+    pages_of = {FOLDERS.get(page, page) for page in pages}
+    loose = [folder for folder in folders() if folder not in {*papers, *fixed, *pages_of}]
+    parts = {
+        "Start": ["start", "scorecard"],
+        "Papers": papers + loose,
+        "Your own images": ["own_images"],
+        "Reference": sorted(pages - {*papers, *fixed}),
+    }
+    listed = [{"caption": part, "chapters": [c for page in of for c in chapters(page)]} for part, of in parts.items()]
+    listed[-1]["chapters"].append({"file": "api/index"})
+    return {"format": "jb-book", "root": "index", "parts": [part for part in listed if part["chapters"]]}
+
+
+def paper_pages() -> dict[str, str]:
+    """Return the papers in the order of claims.yaml, page (and folder of notebooks) -> name."""
+    return {entry["paper"].lower(): entry["paper"] for entry in claims.load(ROOT / "claims.yaml").values()}
+
+
+def modules() -> list[str]:
+    """Return the modules of `lib` that have a page."""
+    files = (path for path in (ROOT / "lib").rglob("*.py") if path.stem != "__init__")
+    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
+
+
 def is_machinery(name: str) -> bool:
     """Whether a staged file acts on every page."""
-    return name.startswith(("_ext/", "_static/")) and not name.startswith("_static/figures/")
+    return name.startswith(("_ext/", "_static/", "_templates/", "_toc", "_config")) and not name.startswith(
+        "_static/figures/"
+    )
 
 
 def digest(paths: list[Path]) -> str:
@@ -158,20 +188,8 @@ def write_if_changed(path: Path, content: bytes | Path) -> None:
         path.write_bytes(content)
 
 
-def notebook_names() -> list[str]:
-    """Return the notebooks of the table of contents, in its order."""
-    toc = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
-    return re.findall(r"^\s*- file: notebooks/(\w+)\s*$", toc, flags=re.MULTILINE)
-
-
 def find_results(sources: Sources, name: str) -> dict[str, Any]:
-    """Return a notebook's results.
-
-    Raises
-    ------
-    UserError
-        The file is missing, unreadable, or of another version.
-    """
+    """Return a notebook's results."""
     path = sources.results / f"{name}.json"
     if not path.exists():
         raise UserError(f"results of notebook {name} are missing ({path.relative_to(ROOT)}); run `{sources.command}`")
@@ -179,13 +197,7 @@ def find_results(sources: Sources, name: str) -> dict[str, Any]:
 
 
 def executed_notebook(sources: Sources, name: str) -> bytes:
-    """Return an executed notebook without the progress bars of its run.
-
-    Raises
-    ------
-    UserError
-        It is missing, was not run, or stopped with an error.
-    """
+    """Return an executed notebook, or say in a `UserError` that it is missing, was not run, or failed."""
     path = paths()[name].with_suffix(".ipynb") if sources.committed else sources.run / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise UserError(f"notebook {path.relative_to(ROOT)} is missing; run `{sources.command}`")
@@ -200,79 +212,30 @@ def executed_notebook(sources: Sources, name: str) -> bytes:
         )
     if not any(cell["outputs"] for cell in code):
         raise UserError(f"notebook {path.relative_to(ROOT)} has no outputs; run `{sources.command}`")
-    for cell in code:
-        cell["outputs"] = [output for output in cell["outputs"] if not is_progress(output)]
-    keep_used_widgets(notebook)
+    drop_progress_bars(notebook)  # one that was run in JupyterLab has them
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True).encode()
 
 
-def is_progress(output: dict[str, Any]) -> bool:
-    """Whether an output is a progress bar: text on stderr, or tqdm's widget."""
-    data = output.get("data", {})
-    plain = "".join(data.get("text/plain", ""))
-    bar = "application/vnd.jupyter.widget-view+json" in data and PROGRESS.match(plain)
-    return output.get("name") == "stderr" or bool(bar)
-
-
-def keep_used_widgets(notebook: dict[str, Any]) -> None:
-    """Drop the stored state of widgets that no output shows; progress bars leave theirs behind."""
-    kind = "application/vnd.jupyter.widget-state+json"
-    state = notebook["metadata"].get("widgets", {}).get(kind, {}).get("state", {})
-    views = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    shown = {
-        view["application/vnd.jupyter.widget-view+json"]["model_id"]
-        for view in views
-        if "application/vnd.jupyter.widget-view+json" in view
-    }
-    used = reachable(state, shown)
-    links = {key for key, model in state.items() if model["model_name"] in ("LinkModel", "DirectionalLinkModel")}
-    used |= reachable(state, {key for key in links if reachable(state, {key}) & used - {key}})
-    for key in set(state) - used:
-        del state[key]
-    if not state:
-        notebook["metadata"].pop("widgets", None)
-
-
-def reachable(state: dict[str, Any], start: set[str]) -> set[str]:
-    """Return the widget models that `start` refers to, directly or through others."""
-    found: set[str] = set()
-    queue = [key for key in start if key in state]
-    while queue:
-        key = queue.pop()
-        found.add(key)
-        queue += [k for k in re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[key])) if k in state and k not in found]
-    return found
-
-
-def api_pages() -> dict[str, bytes]:
-    """Return one page for each module of `lib`, and the list of them."""
-    files = (path for path in (ROOT / "lib").rglob("*.py") if path.stem != "__init__")
-    modules = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
-    pages = {}
-    for name in modules:
-        directive = f".. automodule:: {name}\n   :members:\n   :ignore-module-all:"
-        pages[f"api/{name.replace('.', '_')}.md"] = f"# `{name}`\n\n```{{eval-rst}}\n{directive}\n```\n".encode()
-    index = (ROOT / "book" / "api" / "index.md").read_text(encoding="utf-8")
-    rows = "\n".join(f"- [`{name}`]({name.replace('.', '_')}.md): {first_line(name)}" for name in modules)
-    pages["api/index.md"] = index.replace("<!-- modules -->", rows).encode()
-    return pages
-
-
-def first_line(module: str) -> str:
-    """Return the first line of a module's docstring."""
-    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    found = re.match(r'\s*r?"""(.*?)(\n|""")', source)
-    return re.sub(r"([*|$])", r"\\\1", found.group(1).strip()) if found else ""
-
-
 def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
-    """Return what the pages read: profile, claims, results without the single values, costs of every profile."""
+    """Return what the pages read: profile, papers, claims, results without single values, costs of all profiles."""
     kept = {}
+    judged = {}
     for name, result in results.items():
-        numbers = {key: {"text": value["text"]} for key, value in result["numbers"].items()}
-        kept[name] = {"numbers": numbers, **{k: result[k] for k in ("claims", "figures", "provenance", "parameters")}}
-    claims = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
-    data = {"profile": sources.profile, "claims": claims, "results": kept, "costs": costs(sources), "bench": bench()}
+        numbers = {key: value["text"] for key, value in result["numbers"].items()}
+        kept[name] = {"numbers": numbers, "figures": result["figures"], "provenance": result["provenance"]}
+        judged |= {key: claim | {"notebook": name} for key, claim in result["claims"].items()}
+    entries = claims.load(ROOT / "claims.yaml")
+    data = {
+        "profile": sources.profile,
+        "papers": {name: page for page, name in paper_pages().items() if (ROOT / "book" / f"{page}.md").exists()},
+        "claims": {
+            key: {"notebook": "", "reason": ""} | judged.get(key, claims.not_tested(entry, ""))
+            for key, entry in entries.items()
+        },
+        "results": kept,
+        "costs": costs(sources),
+        "bench": {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))},
+    }
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
@@ -288,11 +251,6 @@ def costs(sources: Sources) -> dict[str, dict[str, Any]]:
         if files:
             table[profile] = {name: cost(read_results(path)) for name, path in sorted(files.items())}
     return table
-
-
-def bench() -> dict[str, Any]:
-    """Return what `make bench` left in `results/bench`: cpu or gpu -> its file."""
-    return {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))}
 
 
 def cost(result: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib.record.files import read_results
-from tools.notebooks import ROOT
+from lib.record.files import ROOT, read_results
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -44,9 +43,7 @@ def main() -> None:
     old = collect(arguments.old or ROOT / "results" / arguments.profile)
     new = collect(arguments.new or ROOT / "runs" / arguments.profile / "results")
     if not new:
-        sys.exit(
-            f"no results of a run at profile {arguments.profile}; run `make book PROFILE={arguments.profile}` first"
-        )
+        sys.exit(f"no results of a run; run `make book PROFILE={arguments.profile}` first")
     print("\n".join(changes(old, new)) or f"no claim changed ({len(new)} compared)")
 
 

@@ -13,7 +13,8 @@ import papermill
 from jupytext.combine import combine_inputs_with_outputs
 from papermill.exceptions import PapermillExecutionError
 
-from tools.notebooks import ROOT, parameters, paths
+from lib.record.files import ROOT
+from tools.notebooks import drop_progress_bars, parameters, paths
 
 
 def read_source(name: str) -> nbformat.NotebookNode:
@@ -29,11 +30,12 @@ def read_source(name: str) -> nbformat.NotebookNode:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop papermill's bookkeeping (paths, times of day) and hide the injected parameters from the book."""
+    """Drop papermill's bookkeeping and progress bars, and hide the injected parameters from the book."""
+    drop_progress_bars(notebook)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+        for key in ("papermill", "execution"):  # paths, times of day
+            cell.metadata.pop(key, None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
     return notebook
@@ -52,7 +54,7 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(read_source(arguments.name), prepared)
     values = parameters(arguments.name, arguments.profile)
-    os.environ["TQDM_DISABLE"] = "1"  # progress bars have no place in a stored notebook
+    os.environ["TQDM_DISABLE"] = "1"  # tqdm's widgets do not read it; `tidy` drops those
     if arguments.profile in ("smoke", "cpu"):
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     logging.getLogger("papermill.translators").setLevel(logging.ERROR)

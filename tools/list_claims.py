@@ -6,8 +6,8 @@ import argparse
 import signal
 
 from lib.record import claims
-from lib.record.files import read_results
-from tools.notebooks import ROOT
+from lib.record.files import ROOT
+from tools.compare import collect
 
 
 def main() -> None:
@@ -15,9 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="cpu")
     profile = parser.parse_args().profile
-    folders = (ROOT / "results" / profile, ROOT / "runs" / profile / "results")  # a newer run wins
-    files = {path.name: path for folder in folders for path in sorted(folder.glob("*.json"))}
-    judged = {key: value for path in files.values() for key, value in read_results(path)["claims"].items()}
+    judged = collect(ROOT / "results" / profile) | collect(ROOT / "runs" / profile / "results")  # a newer run wins
     print("\t".join(("id", "profile", "verdict", "expected", "measured", "n")))
     for key, entry in claims.load(ROOT / "claims.yaml").items():
         if key in judged and judged[key]["checks"]:

@@ -1,6 +1,6 @@
 """Facts about the notebooks that the DAG, the book and the tests need, read from the notebooks themselves.
 
-A notebook says in its metadata, under `companion`, what it needs (other notebooks) and which chapter it belongs to.
+A notebook says in its metadata, under `companion`, which others it needs; its folder says to which chapter it belongs.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import ast
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ROOT / "notebooks"
+from lib.record.files import ROOT
 
 
 @functools.cache
 def paths() -> dict[str, Path]:
     """Return name -> `.py` file of all notebooks, in reading order."""
-    found = sorted(NOTEBOOKS.glob("*/[0-9]*.py"), key=lambda path: path.stem)
+    found = sorted((ROOT / "notebooks").glob("*/[0-9]*.py"), key=lambda path: path.stem)
     return {path.stem: path for path in found}
 
 
@@ -31,15 +31,18 @@ def names() -> list[str]:
     return list(paths())
 
 
+def folders() -> dict[str, list[str]]:
+    """Return folder -> names of its notebooks: a folder is a chapter."""
+    found: dict[str, list[str]] = {}
+    for name, path in paths().items():
+        found.setdefault(path.parent.name, []).append(name)
+    return found
+
+
 @functools.cache
-def metadata(name: str) -> dict[str, Any]:
-    """Return what a notebook says of itself under `companion`: `needs`."""
-    return jupytext.read(paths()[name]).metadata.get("companion", {})
-
-
 def needs(name: str) -> list[str]:
     """Return the notebooks whose models a notebook loads."""
-    return metadata(name).get("needs", [])
+    return jupytext.read(paths()[name]).metadata.get("companion", {}).get("needs", [])
 
 
 def seconds(name: str) -> float:
@@ -91,3 +94,24 @@ def claims_of(name: str) -> dict:
 def claims_digest(name: str) -> str:
     """Return a digest of a notebook's claims: the DAG runs it again when one of them changes."""
     return hashlib.sha256(json.dumps(claims_of(name), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def drop_progress_bars(notebook: dict[str, Any]) -> None:
+    """Drop the progress bars that a run left in a notebook, and the stored state of their widgets."""
+    view = "application/vnd.jupyter.widget-view+json"
+    stored = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    state = stored.get("state", {})
+
+    def family(key: str) -> set[str]:
+        return {key}.union(*map(family, re.findall(r"IPY_MODEL_(\w+)", json.dumps(state.get(key)))))
+
+    kinds = {key: {state[one]["model_name"] for one in family(key) if one in state} for key in state}
+    bars = {key for key, found in kinds.items() if "FloatProgressModel" in found}
+    for key in set().union(*map(family, bars)):
+        state.pop(key, None)
+    if not state:
+        notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if "outputs" in cell:
+            shown = [(output, output.get("data", {}).get(view, {}).get("model_id")) for output in cell["outputs"]]
+            cell["outputs"] = [output for output, model in shown if model not in bars]

@@ -10,10 +10,10 @@ import shutil
 import sys
 
 import nbformat
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+import papermill
 
-from tools.notebooks import ROOT, parameters, paths
+from lib.record.files import ROOT
+from tools.notebooks import parameters, paths
 
 
 def main() -> None:
@@ -24,10 +24,10 @@ def main() -> None:
         stored = source.with_suffix(".ipynb")
         if not stored.exists():
             sys.exit(f"{stored.relative_to(ROOT)} is missing; run `make book` and `make refresh` to store it")
-        values = parameters(name, "smoke") | {"out": str(folder)}
-        notebook = parameterize_notebook(load_notebook_node(str(stored)), values)
+        prepared, values = folder / "notebooks" / f"{name}.ipynb", parameters(name, "smoke") | {"out": str(folder)}
+        notebook = papermill.execute_notebook(str(stored), str(prepared), values, prepare_only=True)
         notebook.metadata.pop("widgets", None)
-        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+        nbformat.write(notebook, prepared)
 
 
 if __name__ == "__main__":

@@ -5,46 +5,29 @@ from __future__ import annotations
 import re
 import sys
 
-from lib.record import claims
-from lib.record.files import read_results
-from tools.notebooks import ROOT, paths
+from lib.record import claims, show
+from lib.record.files import ROOT, read_results
+from tools.notebooks import paths
 
-README = ROOT / "README.md"
-
-
-def scorecard(results: list[dict]) -> str:
-    """Return the tested claims as a Markdown table: id, claim, verdict, headline number."""
-    judged = {key: value for one in results for key, value in one["claims"].items() if value["checks"]}
-    entries = claims.load(ROOT / "claims.yaml")
-    rows = ["| claim | what the paper says | verdict | measured (required) |", "|---|---|---|---|"]
-    for key, entry in entries.items():
-        if key in judged:
-            first = judged[key]["checks"][0]
-            verdict = judged[key]["verdict"]
-            number = f"{first['what']}: {first['text']} ({claims.rule_text(first)}), n = {first['n']}"
-            rows.append(
-                f"| {key} ({entry['paper']}) | {entry['claim']} | {claims.MARKS[verdict]} {verdict} | {number} |"
-            )
-    rest = len(entries) - len(judged)
-    return "\n".join(rows) + f"\n\n{rest} further claims are listed as *not tested here* until they are measured."
-
-
-def costs(results: list[dict]) -> str:
-    """Return minutes and memory of each notebook at the default profile as a Markdown table."""
-    rows = ["| notebook | minutes on one core | peak memory |", "|---|---|---|"]
-    for one in results:
-        used = one["provenance"]
-        minutes, memory = used["seconds"] / 60, used["peak_memory_gb"]
-        link = paths()[one["notebook"]].with_suffix(".ipynb").relative_to(ROOT)
-        rows.append(f"| [{one['notebook']}]({link}) | {minutes:.1f} | {memory:.1f} GB |")
-    total = sum(one["provenance"]["seconds"] for one in results) / 60
-    return "\n".join(rows) + f"\n\nTogether {total:.0f} core minutes on {results[0]['provenance']['hardware']['cpu']}."
+README, TEMPLATES = ROOT / "README.md", ROOT / "tools" / "templates"
 
 
 def updated(text: str) -> str:
     """Return the README with its generated blocks written anew."""
     results = [read_results(path) for path in sorted((ROOT / "results" / "cpu").glob("*.json"))]
-    for name, block in (("scorecard", scorecard(results)), ("costs", costs(results))):
+    found = {key: value for one in results for key, value in one["claims"].items() if value["checks"]}
+    entries = claims.load(ROOT / "claims.yaml")
+    values = {
+        "judged": {key: found[key] for key in entries if key in found},
+        "rest": len(entries) - len(found),
+        "results": results,
+        "seconds": sum(one["provenance"]["seconds"] for one in results),
+        "links": {name: path.with_suffix(".ipynb").relative_to(ROOT) for name, path in paths().items()},
+        "marks": claims.MARKS,
+        "rule": claims.rule_text,
+    }
+    for name in ("scorecard", "costs"):
+        block = show.TEMPLATES.from_string((TEMPLATES / f"{name}.md").read_text(encoding="utf-8")).render(values)
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
         text, found = re.subn(pattern, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.S)
         if not found:

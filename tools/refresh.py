@@ -8,9 +8,9 @@ import sys
 
 import nbformat
 
-from lib.record.files import read_results
+from lib.record.files import ROOT, read_results
 from tools import readme
-from tools.notebooks import ROOT, names, paths
+from tools.notebooks import names, paths
 
 
 def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

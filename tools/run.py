@@ -15,17 +15,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--cores", default="all", help="number of cores, or all")
-    parser.add_argument(
-        "--gpus", type=int, default=int(os.environ.get("GPUS", "1")), help="notebooks on GPUs at a time"
-    )
+    parser.add_argument("--gpus", type=int, default=os.environ.get("GPUS", 1), help="notebooks on GPUs at a time")
     arguments = parser.parse_args()
     if arguments.profile not in PROFILES:
         sys.exit(f"PROFILE: '{arguments.profile}' given; one of {', '.join(PROFILES)}")
     run = ROOT / "runs" / arguments.profile
     shutil.rmtree(run / "failed", ignore_errors=True)
     command = [
-        *(sys.executable, "-m", "snakemake", "--cores", str(arguments.cores), "--keep-going", "--rerun-incomplete"),
-        *("--rerun-triggers", "mtime", "input", "params", "--quiet", "rules", "host", "reason"),
+        *(sys.executable, "-m", "snakemake", "--workflow-profile", "tools/snakemake", "--cores", arguments.cores),
         *("--resources", f"gpu={arguments.gpus}", "--config", f"profile={arguments.profile}"),
     ]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -35,9 +32,7 @@ def main() -> int:
     if code == 0:
         print(f"the book: {index.relative_to(ROOT)}")
     else:
-        print(
-            f"not built: see runs/{arguments.profile}/logs; `make book` resumes with what is missing", file=sys.stderr
-        )
+        print(f"not built: see {run.relative_to(ROOT)}/logs; `make book` resumes with what is missing", file=sys.stderr)
     return code
 
 

@@ -1,7 +1,8 @@
 """What the pages need from the results: numbers in prose, the scorecard, claim cards, costs, versions and figures.
 
-Everything is read from `_data/companion.json`, which `tools/book.py` writes beside the pages. A page that asks for a
-number, claim or figure that no notebook recorded is a warning, and warnings stop the build.
+Everything is read from `_data/companion.json`, which `tools/book.py` writes beside the pages; each directive fills in
+the template of its name. A page that asks for a number, claim or figure that no notebook recorded is a warning, and
+warnings stop the build.
 """
 
 from __future__ import annotations
@@ -11,34 +12,41 @@ import re
 from pathlib import Path
 from typing import Any
 
-import companion_html as markup
 from docutils import nodes
 from docutils.parsers.rst import directives
+from jinja2 import ChoiceLoader, FileSystemLoader
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
+from lib.record import claims, show
+
 DATA = "_data/companion.json"
+
+
+def commit(provenance: dict[str, Any]) -> str:
+    """Return the commit of a run in words."""
+    return provenance["commit"][:10] + " with local changes" * bool(provenance["dirty"])
+
+
+folder = FileSystemLoader(Path(__file__).parent / "templates")
+TEMPLATES = show.TEMPLATES.overlay(loader=ChoiceLoader([folder, FileSystemLoader(show.FOLDER)]))
+TEMPLATES.filters = {**show.TEMPLATES.filters, "commit": commit}
 
 
 class MissingResult(Exception):
     """A page asks for something no notebook recorded."""
 
 
-class Numbers(dict[str, Any]):
-    """Results by name; an unknown name is an error that lists the known ones."""
+class Named(dict[str, Any]):
+    """Results by name; an unknown name is an error that lists the known ones (KeyError would become an empty text)."""
 
-    what = "entry"
-
-    @classmethod
-    def named(cls, what: str, items: dict[str, Any]) -> Numbers:
-        """Return `items` with the words that an error uses for one of them."""
-        numbers = cls(items)
-        numbers.what = what
-        return numbers
+    def __init__(self, items: Any, what: str = "entry") -> None:
+        super().__init__(items)
+        self.what = what
 
     def __getitem__(self, key: str) -> Any:
-        """Return the entry, or fail with a sentence; KeyError would be turned into an empty text."""
+        """Return the entry, or fail with a sentence."""
         if key not in self:
             raise MissingResult(f"no {self.what} '{key}'; known: {', '.join(sorted(self)) or 'none'}")
         return super().__getitem__(key)
@@ -52,117 +60,64 @@ def load(app: Sphinx) -> dict[str, Any]:
 def set_substitutions(app: Sphinx, config: Config) -> None:
     """Give the pages `num`, `counts` and `profile`."""
     data = load(app)
-    num = {
-        name: Numbers.named(f"number in the results of {name}", {k: v["text"] for k, v in results["numbers"].items()})
-        for name, results in data["results"].items()
-    }
-    counts = markup.counts(data)
+    num = {name: Named(one["numbers"], f"number in the results of {name}") for name, one in data["results"].items()}
+    verdicts = [claim["verdict"] for claim in data["claims"].values()]
     config.myst_substitutions = {
         **config.myst_substitutions,
-        "num": Numbers.named("notebook with results", num),
-        "counts": Numbers.named("verdict", counts),
-        "total": sum(counts.values()),
+        "num": Named(num, "notebook with results"),
+        "counts": Named({word: verdicts.count(word) for word in claims.VERDICTS}, "verdict"),
+        "total": len(verdicts),
         "profile": f"`{data['profile']}`",
-        "measured": sum(counts.values()) - counts["not tested here"],
+        "measured": len(verdicts) - verdicts.count("not tested here"),
     }
     # The builder adds every script below _static to every page; those in vendor/ are loaded where they are needed.
     config.html_js_files = [js for js in config.html_js_files if not str(js).startswith("vendor/")]
 
 
-class FromResults(SphinxDirective):
-    """A directive whose HTML comes from the results."""
+def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -> str:
+    """Return a template filled in with the data of a build; `chosen` is the claim or figure that `argument` names."""
+    figures = {
+        f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
+    }
+    named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
+    papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
+    versions: dict[str, set[str]] = {}
+    for one in data["results"].values():
+        for name, number in one["provenance"]["versions"].items():
+            versions.setdefault(name, set()).add(number)
+    values = {
+        "argument": argument,
+        "chosen": named[template][argument] if template in named else None,
+        "by_paper": [(p, [i for i, one in data["claims"].items() if one["entry"]["paper"] == p]) for p in papers],
+        "versions": [{"package": name, "version": ", ".join(sorted(found))} for name, found in versions.items()],
+        "marks": claims.MARKS,
+        "rule": claims.rule_text,
+        "card": claims.card,
+    }
+    return TEMPLATES.get_template(f"{template}.html").render(**data, **values, **more)
 
-    has_content = False
+
+class FromResults(SphinxDirective):
+    """Inserts the template of its name, filled in; the argument names a claim, a figure or a machine."""
+
+    optional_arguments = 1
+    has_content = True
+    option_spec = {"width": directives.length_or_percentage_or_unitless}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Insert the HTML, or an error that stops the build."""
         self.env.note_dependency(str(Path(self.env.app.srcdir) / DATA))
+        words = {"caption": " ".join(self.content), "width": self.options.get("width", "")}
+        up = "../" * self.env.docname.count("/")
         try:
-            return [nodes.raw("", self.html(load(self.env.app)), format="html")]
+            html = fill(self.name, load(self.env.app), "".join(self.arguments), link=self.link, up=up, **words)
         except MissingResult as missing:
             raise self.error(str(missing)) from None
+        return [nodes.raw("", html, format="html")]
 
     def link(self, page: str) -> str:
         """Return the address of a page of the book as seen from this one."""
         return self.env.app.builder.get_relative_uri(self.env.docname, page)
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return the HTML."""
-        raise NotImplementedError
-
-
-class Scorecard(FromResults):
-    """All claims: verdict, expected, measured, link."""
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return the table and its filter."""
-        return markup.scorecard(data, self.link)
-
-
-class ScorecardShort(FromResults):
-    """Papers by claims, one mark each."""
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return the counts and the small table."""
-        return markup.scorecard_short(data, self.link)
-
-
-class Claim(FromResults):
-    """One claim's card; the argument is its id."""
-
-    required_arguments = 1
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return the card."""
-        known = data["claims"]
-        if self.arguments[0] not in known:
-            raise MissingResult(f"no claim '{self.arguments[0]}'; known: {', '.join(known)}")
-        return markup.claim_card(data, self.arguments[0], self.link)
-
-
-class Costs(FromResults):
-    """Minutes, memory and hardware of each notebook in each profile that was run."""
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return one table a profile."""
-        return markup.costs(data, self.link)
-
-
-class Bench(FromResults):
-    """What `make bench` measured; the argument is cpu or gpu."""
-
-    required_arguments = 1
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return one table a section, or a line if it was not run."""
-        return markup.bench(data, self.arguments[0])
-
-
-class Versions(FromResults):
-    """The package versions behind the results shown."""
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return the table."""
-        return markup.versions(data)
-
-
-class ResultFigure(FromResults):
-    """A notebook's figure in its light and dark version: `NOTEBOOK/NAME`, caption as content."""
-
-    required_arguments = 1
-    has_content = True
-    option_spec = {"width": directives.length_or_percentage_or_unitless}  # noqa: RUF012
-
-    def html(self, data: dict[str, Any]) -> str:
-        """Return both images; the style sheet shows the one that suits the theme."""
-        name = self.arguments[0]
-        known = {f"{nb}/{key}": f for nb, r in data["results"].items() for key, f in r["figures"].items() if f["files"]}
-        if name not in known:
-            raise MissingResult(f"no figure '{name}'; known: {', '.join(known) or 'none'}")
-        up = "../" * self.env.docname.count("/")
-        return markup.figure(
-            known[name], f"{up}_static/figures/", " ".join(self.content), self.options.get("width", "")
-        )
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -187,14 +142,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_substitutions, priority=400)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
     app.connect("html-page-context", drop_thebe, priority=900)
-    for name, directive in {
-        "scorecard": Scorecard,
-        "scorecard-short": ScorecardShort,
-        "claim": Claim,
-        "costs": Costs,
-        "bench": Bench,
-        "versions": Versions,
-        "result-figure": ResultFigure,
-    }.items():
-        app.add_directive(name, directive)
+    for path in Path(__file__).parent.glob("templates/[a-z]*.html"):
+        app.add_directive(path.stem, FromResults)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 from scipy import stats
 
+from lib.record import show
 from lib.record.files import UserError
 
 VERDICTS = ("reproduced", "trend only", "not reproduced", "not tested here")
@@ -19,43 +20,24 @@ MARKS = {"reproduced": "✔", "trend only": "◐", "not reproduced": "✘", "not
 
 
 def interval(values: Any) -> dict[str, Any]:
-    """Mean and 95 % Student-t interval over seeds or draws.
+    """Return `mean`, `low`, `high` (95 %, Student t) and `n` of a number or of n values over seeds or draws.
 
-    Parameters
-    ----------
-    values
-        A number, or a 1-D sequence of n numbers.
-
-    Returns
-    -------
-    dict
-        `mean`, `low`, `high`, `n`; all None where a value is not finite. A single number is its own interval.
+    All but `n` are None where a value is not finite. A single number is its own interval.
     """
     array = np.atleast_1d(np.asarray(values, dtype=float))
     n = len(array)
     if not np.isfinite(array).all():
         return {"mean": None, "low": None, "high": None, "n": n}
     mean = float(array.mean())
-    half = float(stats.t.ppf(0.975, n - 1) * array.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(array)) if n > 1 else 0.0  # stats.t.interval: nan without spread
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with `digits` significant digits, without exponents for everyday sizes."""
-    if value is None:
-        return "not defined"
-    if value == int(value) and abs(value) < 1e6:
-        return str(int(value))
-    if abs(value) >= 10**digits and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:#.{digits}g}".rstrip(".")
 
 
 def text(measured: dict[str, Any], unit: str = "", digits: int = 3) -> str:
     """Write a measured interval: `1.09 [1.07, 1.11] deg`, or the bare number where there is no spread."""
-    words = number(measured["mean"], digits)
+    words = show.number(measured["mean"], digits)
     if measured["n"] > 1 and measured["mean"] is not None:
-        words += f" [{number(measured['low'], digits)}, {number(measured['high'], digits)}]"
+        words += f" [{show.number(measured['low'], digits)}, {show.number(measured['high'], digits)}]"
     return f"{words} {unit}".strip()
 
 
@@ -85,24 +67,9 @@ def rule_text(check: dict[str, Any]) -> str:
 
 
 def judge(claim_id: str, entry: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """Judge a claim by its checks.
+    """Return the `verdict`, the judged `checks` and the `entry` of a claim.
 
-    Parameters
-    ----------
-    claim_id, entry
-        The id and its entry in claims.yaml.
-    measured
-        Check name -> number or 1-D values over seeds; exactly the checks of the entry.
-
-    Returns
-    -------
-    dict
-        `verdict`, `checks` (each entry check with `mean`, `low`, `high`, `n`, `text`, `holds`) and the `entry` judged.
-
-    Raises
-    ------
-    UserError
-        A check of the entry was not measured, or a measured name is not in the entry.
+    `measured`: check name -> number or values over seeds; exactly the checks of the entry, else `UserError`.
     """
     names = [check["name"] for check in entry.get("checks", [])]
     if set(names) != set(measured):
@@ -140,47 +107,16 @@ def verdict(checks: Iterable[dict[str, Any]]) -> str:
     return "not reproduced"
 
 
-def badge(word: str) -> str:
-    """Return a verdict as an HTML badge: mark and word, so that colour is not the only carrier."""
-    return f'<span class="verdict verdict-{word.replace(" ", "-")}">{MARKS[word]} {word}</span>'
-
-
-def card(claim_id: str, judged: dict[str, Any]) -> str:
-    """Return the claim card of a judged claim as HTML."""
-    if not judged["checks"]:
-        return _open_card(claim_id, judged) + f"<p>Not tested here: {html.escape(judged['reason'])}.</p></div>"
-    rows = "".join(
-        f"<tr><td>{html.escape(check['what'])}{' <em>(control)</em>' if check['role'] == 'control' else ''}</td>"
-        f"<td>{html.escape(rule_text(check))}</td><td>{html.escape(check['text'])}</td><td>{check['n']}</td>"
-        f"<td>{'✔ holds' if check['holds'] else '✘ fails'}</td></tr>"
-        for check in judged["checks"]
-    )
-    return (
-        _open_card(claim_id, judged)
-        + '<div class="claim-table"><table><thead><tr><th>measured</th><th>required</th><th>result [95 %]</th>'
-        f"<th>n</th><th></th></tr></thead><tbody>{rows}</tbody></table></div></div>"
-    )
-
-
-def _open_card(claim_id: str, judged: dict[str, Any]) -> str:
-    """Return the head of a card: id, source, verdict, sentence, what was expected; the card is left open."""
-    entry = judged["entry"]
-    return (
-        f'<div class="claim-card" style="border:1px solid #8888;border-radius:6px;padding:.6em 1em;margin:.6em 0">'
-        f'<p class="claim-title"><strong>{claim_id}</strong> · {entry["paper"]}, {html.escape(entry["where"])} '
-        f"{badge(judged['verdict'])}</p><p>{html.escape(entry['claim'])}</p>"
-        f'<p class="claim-expected">Expected: {html.escape(str(entry["expected"]))}</p>'
-    )
+def card(claim_id: str, judged: dict[str, Any], foot: str = "") -> str:
+    """Return the claim card of a judged claim as HTML; `foot` is HTML for its last line."""
+    return _card("card.html", claim_id, judged, foot)
 
 
 def card_text(claim_id: str, judged: dict[str, Any]) -> str:
     """Return the claim card as plain text, for terminals."""
-    lines = [f"{claim_id} {MARKS[judged['verdict']]} {judged['verdict']}: {judged['entry']['claim']}"]
-    if not judged["checks"]:
-        lines.append(f"  {judged['reason']}")
-    lines += [
-        f"  {'holds' if check['holds'] else 'FAILS'}  {check['what']}: {check['text']} "
-        f"(required {rule_text(check)}, n = {check['n']}{', control' if check['role'] == 'control' else ''})"
-        for check in judged["checks"]
-    ]
-    return "\n".join(lines)
+    return _card("card.txt", claim_id, judged).rstrip()
+
+
+def _card(template: str, claim_id: str, judged: dict[str, Any], foot: str = "") -> str:
+    values = {"reason": "", **judged, "id": claim_id, "foot": Markup(foot), "marks": MARKS, "rule": rule_text}
+    return show.render(template, **values)

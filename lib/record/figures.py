@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -30,36 +31,25 @@ CYCLES = {
 }
 INK = {"light": "#1a1a1a", "dark": "#e6e6e6"}
 PAPER = {"light": "#ffffff", "dark": "#14181e"}
+STYLE = Path(__file__).with_name("companion.mplstyle")
 SLIDER_COLOURS = 96
 
 
-def style(mode: str) -> dict[Any, Any]:
-    """Return the matplotlib settings of the `light` or `dark` version."""
-    ink, paper = INK[mode], PAPER[mode]
+def colours(mode: str) -> dict[Any, Any]:
+    """Return the matplotlib settings that differ between the `light` and the `dark` version."""
+    inked = (
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "axes.titlecolor",
+        "grid.color",
+        "text.color",
+        "xtick.color",
+        "ytick.color",
+    )
     return {
-        "axes.edgecolor": ink,
-        "axes.facecolor": paper,
-        "axes.grid": False,
-        "axes.labelcolor": ink,
+        **dict.fromkeys(inked, INK[mode]),
+        **dict.fromkeys(("axes.facecolor", "figure.facecolor"), PAPER[mode]),
         "axes.prop_cycle": cycler(color=CYCLES[mode]),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": ink,
-        "axes.titlesize": 10,
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 100,
-        "figure.facecolor": paper,
-        "figure.figsize": (7.0, 3.4),
-        "font.size": 9,
-        "grid.color": ink,
-        "grid.alpha": 0.2,
-        "legend.frameon": False,
-        "savefig.dpi": 160,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "companion",
-        "text.color": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
     }
 
 
@@ -75,7 +65,7 @@ def paper() -> str:
 
 def render(draw: Draw, mode: str, kind: str) -> bytes:
     """Draw one version of a figure and return the bytes of its `svg` or `png` file."""
-    with mpl.rc_context(style(mode)):
+    with mpl.rc_context(colours(mode), STYLE):
         figure = draw()
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
@@ -84,25 +74,10 @@ def render(draw: Draw, mode: str, kind: str) -> bytes:
 
 
 def show(run: Run, name: str, draw: Draw, alt: str, kind: str = "svg") -> None:
-    """Save a figure in light and dark and show the version that suits the page.
+    """Save a figure in light and dark as `FOLDER/figures/NOTEBOOK-NAME-{light,dark}.KIND`; show what suits the page.
 
-    Parameters
-    ----------
-    run
-        The notebook's run; files go to `FOLDER/figures/NOTEBOOK-NAME-{light,dark}.KIND`.
-    name
-        Short name of the figure.
-    draw
-        Called without arguments, once for each version; returns a matplotlib figure.
-    alt
-        What the figure shows, in words with numbers, for readers who do not see it.
-    kind
-        `svg` for lines and few points, `png` for images and dense clouds.
-
-    Raises
-    ------
-    UserError
-        `alt` is empty or `kind` is unknown.
+    `draw` returns a matplotlib figure and is called once for each version; `alt` says in words with numbers what the
+    figure shows; `kind` is `svg` for lines and few points, `png` for images and dense clouds.
     """
     if not alt.strip():
         raise UserError(f"figure '{name}': alt text is empty; say in words what the figure shows")
@@ -114,8 +89,7 @@ def show(run: Run, name: str, draw: Draw, alt: str, kind: str = "svg") -> None:
         path = run.folder / "figures" / f"{run.notebook}-{name}-{mode}.{kind}"
         write_atomic(path, data)
         files.append(path.name)
-        hidden = ' style="display:none"' if mode == "dark" else ""  # where no style sheet knows the two classes
-        tags.append(f'<img class="only-{mode}"{hidden} alt="{html.escape(alt)}" src="{_data_uri(data, kind)}">')
+        tags.append(_image(f"only-{mode}", data, kind, alt, hidden=mode == "dark"))
     run.figures[name] = {"alt": alt, "files": files}
     markup = f'<div class="companion-figure">{"".join(tags)}</div>'
     display({"text/html": markup, "text/plain": f"Figure {name}: {alt}"}, raw=True)
@@ -128,21 +102,7 @@ def image_grid(
     row_labels: Sequence[str] | None = None,
     cell: float = 0.7,
 ) -> Figure:
-    """Return a grid of images.
-
-    Parameters
-    ----------
-    images
-        (n, c, h, w) in [-1, 1], c = 1 or 3, filled row by row.
-    ncols
-        Images a row.
-    titles
-        One a column, above the first row.
-    row_labels
-        One a row, at the left.
-    cell
-        Side of one image in inches.
-    """
+    """Return a grid of images (n, c, h, w) in [-1, 1], c = 1 or 3, filled row by row; `cell` is a side in inches."""
     array = torch.as_tensor(images).detach().float().cpu().clamp(-1, 1).numpy()  # (n, c, h, w)
     array = (array.transpose(0, 2, 3, 1) + 1) / 2  # (n, h, w, c) in [0, 1]
     nrows = -(-len(array) // ncols)
@@ -163,39 +123,19 @@ def image_grid(
 def slider(run: Run, name: str, frames: Sequence[tuple[str, Draw]], description: str, alt: Sequence[str]) -> None:
     """Show a slider over precomputed pictures, linked in the browser: it works live and in the built book.
 
-    Parameters
-    ----------
-    run
-        The notebook's run.
-    name
-        Short name of the slider.
-    frames
-        (label, draw) for each position; `draw` as in `show`, about 4 x 3 inches.
-    description
-        What the slider changes, e.g. `lambda`.
-    alt
-        Words for each frame.
-
-    Raises
-    ------
-    UserError
-        The numbers of frames and of alt texts differ.
+    `frames`: (label, draw) for each position, `draw` as in `show`, about 4 x 3 inches; `description` is what the slider
+    changes, e.g. `lambda`; `alt` has words for each frame.
     """
     if len(frames) != len(alt):
         raise UserError(f"slider '{name}': {len(frames)} frames but {len(alt)} alt texts; give one each")
     pictures = []
     for (_, draw), words in zip(frames, alt, strict=True):
         data = _smaller(render(draw, "light", "png"))
-        tag = f'<img class="slider-frame" alt="{html.escape(words)}" src="{_data_uri(data, "png")}">'
-        pictures.append(ipywidgets.HTML(tag))
+        pictures.append(ipywidgets.HTML(_image("slider-frame", data, "png", words)))
     stack = ipywidgets.Stack(pictures, selected_index=0)
-    bar = ipywidgets.SelectionSlider(
-        options=[label for label, _ in frames],
-        index=0,
-        description=description,
-        continuous_update=True,
-        layout=ipywidgets.Layout(width="100%", max_width="500px"),
-    )
+    layout = ipywidgets.Layout(width="100%", max_width="500px")
+    labels = [label for label, _ in frames]
+    bar = ipywidgets.SelectionSlider(options=labels, index=0, description=description, layout=layout)
     ipywidgets.jslink((bar, "index"), (stack, "selected_index"))
     run.figures[name] = {"alt": list(alt), "files": []}
     display(ipywidgets.VBox([bar, stack]))
@@ -208,7 +148,9 @@ def _smaller(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(data: bytes, kind: str) -> str:
-    """Return file bytes as a data URI."""
+def _image(name: str, data: bytes, kind: str, alt: str, hidden: bool = False) -> str:
+    """Return an image embedded in the page; `hidden` where no style sheet knows its class."""
     media = "image/svg+xml" if kind == "svg" else "image/png"
-    return f"data:{media};base64,{base64.b64encode(data).decode()}"
+    style = ' style="display:none"' if hidden else ""
+    source = f"data:{media};base64,{base64.b64encode(data).decode()}"
+    return f'<img class="{name}"{style} alt="{html.escape(alt)}" src="{source}">'

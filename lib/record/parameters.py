@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -33,56 +34,58 @@ def non_negative(**values: float) -> None:
             raise UserError(f"{name}: {value:g} given; it should be 0 or larger")
 
 
+def explain(error: ValidationError, name: str = "", known: Iterable[str] = ()) -> ParameterError:
+    """Return the first fault that pydantic found as one line: where, what was given, what would be right.
+
+    `known` are the names among which the nearest is proposed for one that does not exist.
+    """
+    first = error.errors()[0]
+    head, *rest = [*([name] if name else []), *first["loc"], ""]
+    place = f"{head}{''.join(f'[{part}]' for part in rest if isinstance(part, int))}"
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = f"no such parameter; {nearest(place, known)}"
+    elif first["type"] != "missing" and place:
+        reason = f"{first['input']!r} given; {reason.replace('Input should be', 'it should be')}"
+    return ParameterError(f"{place}: {reason}" if place else reason)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that was probably meant, as a question, or all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
 def coerce(name: str, value: Any, annotation: Any) -> Any:
     """Return `value` as `annotation` asks (a pydantic type), or raise `ParameterError` naming the parameter."""
     if isinstance(value, bool) and annotation is not bool:
-        raise ParameterError(f"parameter '{name}': {value} given, but it is not a yes/no parameter")
+        raise ParameterError(f"{name}: {value} given, but it is not a yes/no parameter")
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = yaml.safe_load(value)
     try:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
-        reason = first["msg"].replace("Input should be", "it should be")
-        raise ParameterError(f"parameter '{name}{place}': {first['input']!r} given; {reason}") from None
+        raise explain(error, name) from None
 
 
 def validate(namespace: dict[str, Any]) -> SimpleNamespace:
-    """Check the parameters that a notebook's first cell declares as `name: type = value`.
+    """Check the parameters that a notebook's first cell declares as `name: type = value`; return them.
 
-    Parameters
-    ----------
-    namespace
-        The notebook's `globals()`. The coerced values are written back to it.
-
-    Returns
-    -------
-    SimpleNamespace
-        One attribute a parameter.
-
-    Raises
-    ------
-    ParameterError
-        An unknown name (with the nearest known one), a wrong type or range, an unknown profile or device.
+    `namespace` is the notebook's `globals()`; the coerced values are written back to it.
     """
     declared = dict(namespace.get("__annotations__", {}))
     if "profile" not in declared:
         raise ParameterError("no parameters found: the first cell must declare them as `name: type = value`")
     if "__companion_checked__" not in namespace:  # later calls in one kernel see the notebook's own variables
         for name, value in namespace.items():
-            known = name.startswith("_") or name in declared or name in IPYTHON_NAMES
-            if not known and isinstance(value, DATA_TYPES):
-                near = difflib.get_close_matches(name, declared, n=1)
-                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(declared)}"
-                raise ParameterError(f"unknown parameter '{name}'; {hint}")
-    values = {name: coerce(name, namespace[name], annotation) for name, annotation in declared.items()}
-    if values["profile"] not in PROFILES:
-        raise ParameterError(f"parameter 'profile': {values['profile']!r} given; one of {', '.join(PROFILES)}")
-    if values.get("device", "auto") not in DEVICES:
-        raise ParameterError(f"parameter 'device': {values['device']!r} given; one of {', '.join(DEVICES)}")
+            expected = name.startswith("_") or name in declared or name in IPYTHON_NAMES
+            if not expected and isinstance(value, DATA_TYPES):
+                raise ParameterError(f"{name}: no such parameter; {nearest(name, declared)}")
+    known: dict[str, Any] = {**declared, "profile": Literal[PROFILES], "device": Literal[DEVICES]}
+    values = {name: coerce(name, namespace[name], known[name]) for name in declared}
     if values.get("device") == "cuda" and not torch.cuda.is_available():
-        raise ParameterError("parameter 'device': 'cuda' given, but this machine offers none; use 'cpu' or 'auto'")
+        raise ParameterError("device: 'cuda' given, but this machine offers none; use 'cpu' or 'auto'")
     namespace.update(values)
     namespace["__companion_checked__"] = True
     return SimpleNamespace(**values)

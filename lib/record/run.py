@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import platform
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +18,24 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from lib.record import claims
-from lib.record.files import ROOT, SCHEMA, UserError, read_results, write_atomic
-from lib.record.parameters import ParameterError, validate
-
-__all__ = ["ROOT", "SCHEMA", "ParameterError", "Run", "UserError", "read_results", "start", "write_atomic"]
+from lib.record import claims, show
+from lib.record.files import ROOT, SCHEMA, UserError, write_atomic
+from lib.record.parameters import validate
 
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
 KEPT_VALUES = 200
 
 
 def start(notebook: str, namespace: dict[str, Any]) -> Run:
-    """Check the parameters of a notebook and begin its record; the first call of every notebook.
-
-    Parameters
-    ----------
-    notebook
-        Name of the notebook without extension, e.g. `10_rdmd_2d`.
-    namespace
-        The notebook's `globals()`.
-
-    Raises
-    ------
-    ParameterError
-        A parameter is unknown or wrong.
-    UserError
-        The output folder cannot be written.
-    """
+    """Check the parameters in a notebook's `globals()` and begin its record; the first call of every notebook."""
     return Run(notebook, validate(namespace))
 
 
 class Run:
     """One run of one notebook; see `start`.
 
-    Attributes
-    ----------
-    parameters
-        The checked parameters, one attribute each.
-    folder
-        Output folder: `runs/PROFILE`, or the parameter `out`.
-    artefacts
-        Folder of trained models that notebooks share.
-    device
-        torch.device of the run.
+    `parameters` has the checked parameters, `folder` is where results go (`runs/PROFILE` or the parameter `out`),
+    `artefacts` its folder of trained models that notebooks share, `device` the torch.device.
     """
 
     def __init__(self, notebook: str, parameters: Any) -> None:
@@ -69,7 +43,8 @@ class Run:
         self.parameters = parameters
         self.folder = Path(parameters.out).expanduser() if parameters.out else ROOT / "runs" / parameters.profile
         self.artefacts = self.folder / "artefacts"
-        self.device = self._device()
+        large = parameters.profile in ("gpu", "paper") and torch.cuda.is_available()
+        self.device = torch.device(("cuda" if large else "cpu") if parameters.device == "auto" else parameters.device)
         self.numbers: dict[str, Any] = {}
         self.tables: dict[str, Any] = {}
         self.notes: dict[str, str] = {}  # of tables
@@ -84,13 +59,6 @@ class Run:
         np.random.seed(parameters.seed)
         shown = ", ".join(f"{name} = {value!r}" for name, value in vars(parameters).items())
         print(f"{notebook} on {self.device.type}: {shown}")
-
-    def _device(self) -> torch.device:
-        asked = self.parameters.device
-        if asked == "auto":
-            large = self.parameters.profile in ("gpu", "paper")
-            asked = "cuda" if large and torch.cuda.is_available() else "cpu"
-        return torch.device(asked)
 
     @property
     def seed_list(self) -> list[int]:
@@ -113,40 +81,14 @@ class Run:
         self.tables[name] = rows
         if note:
             self.notes[name] = note
-        cells = [[claims.number(v) if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in cells)
-        below = f'<p class="results-note">{html.escape(note)}</p>' if note else ""
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        markup = f'<div class="results-table">{table}</div>{below}'
-        plain = "\n".join("  ".join(line) for line in [[str(key) for key in rows[0]], *cells]) + f"\n{note}".rstrip()
-        display({"text/html": markup, "text/plain": plain}, raw=True)
+        display(show.table(rows, note), raw=True)
 
     def claim(self, claim_id: str, **measured: Any) -> None:
-        """Judge a claim by its checks in claims.yaml and show its card.
-
-        Parameters
-        ----------
-        claim_id
-            Id in claims.yaml, e.g. `R1`.
-        **measured
-            For every check of the claim its number or its 1-D values over seeds.
-
-        Raises
-        ------
-        UserError
-            Unknown claim, a check that was not measured, or an unknown check.
-        """
+        """Judge a claim by its checks in claims.yaml, each given as a number or values over seeds; show its card."""
         self._card(claim_id, claims.judge(claim_id, self._entry(claim_id), measured))
 
     def not_tested(self, claim_id: str, reason: str) -> None:
-        """Show the card of a claim that this run could not test, with what it would need.
-
-        Raises
-        ------
-        UserError
-            Unknown claim.
-        """
+        """Show the card of a claim that this run could not test, with what it would need."""
         self._card(claim_id, claims.not_tested(self._entry(claim_id), reason))
 
     def _entry(self, claim_id: str) -> dict[str, Any]:
@@ -166,10 +108,10 @@ class Run:
         return {
             "profile": self.parameters.profile,
             "seed": self.parameters.seed,
-            **_commit(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            **commit(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "hardware": {
-                "cpu": _cpu_name(),
+                "cpu": processor(),
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
                 "gpu": torch.cuda.get_device_name() if gpu else None,
@@ -212,14 +154,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be recorded")
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _commit() -> dict[str, Any]:
+def commit() -> dict[str, Any]:
     """Return commit and state of the working tree; outside a git checkout the commit is unknown."""
 
     def git(*arguments: str) -> str:
@@ -231,7 +166,7 @@ def _commit() -> dict[str, Any]:
         return {"commit": "unknown", "dirty": False}
 
 
-def _cpu_name() -> str:
+def processor() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -38,7 +38,7 @@
 # enters through $\mathrm{SNR} = 1/\sigma^2$. The second part feeds a trained denoiser (printed digits) with pure
 # noise $\epsilon$ at each $t$ and measures how far its output is from that noise, relative to the noise.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -53,15 +53,15 @@ seeds: PositiveInt = 10  # independent draws of the noise
 images: PositiveInt = 32  # noises a draw
 every: Literal[10, 20, 25, 50, 100] = 50  # distance of the timesteps at which the denoiser is tried
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import torch
 from tqdm.auto import tqdm
 
 from lib.ground import diffusion, nets
-from lib.papers.sdft import method as sdft
+from lib.papers.sdft import experiments, method as sdft
 from lib.record import figures, run as record
-from lib.worlds import digits as data, sources as source
+from lib.worlds import sources
 
 run = record.start("30_sdft_weights", globals())
 p = run.parameters
@@ -71,83 +71,62 @@ p = run.parameters
 # ### The weight over time
 # Three schedules, each with 1,000 timesteps from low to high noise: the linear one of DDPM (the paper's), the cosine
 # one, and the geometric variance-exploding one of the score-based models for 256-pixel faces ($\sigma$ from 0.01 to
-# 348).
+# 348). Where a curve crosses one half does not depend on the schedule if it is read off in signal-to-noise ratio: there
+# $\mathrm{SNR} = 2^{1/\gamma} - 1$. Each schedule reaches that ratio at another timestep.
 
 # %%
-sigma = torch.logspace(-2, torch.tensor(348.0).log10().item(), 1000, dtype=torch.float64)
+# NBVAL_CHECK_OUTPUT
+sigma = 0.01 * 34_800 ** torch.linspace(0, 1, 1000, dtype=torch.float64)
 schedules = {
     "linear": diffusion.linear(),
     "cosine": diffusion.cosine(),
     "variance exploding": diffusion.Schedule(1 / (1 + sigma**2)),
 }
+for gamma in (1, 3, 10, 50, 100):
+    half = {name: sdft.half_weight_timestep(schedule, gamma) for name, schedule in schedules.items()}
+    print(f"gamma {gamma:3d}: SNR {2 ** (1 / gamma) - 1:.4f} at t =", half)
 
 
-# %%
-def draw_curves():
+# %% tags=["hide-input"]
+def draw_weights(axis, schedule, gammas):
+    for gamma in gammas:
+        axis.plot(sdft.weight(schedule, gamma), label=f"{gamma:g}")
+    axis.axhline(0.5, color=figures.ink(), lw=0.6, ls=":")
+    axis.set(xlabel="timestep t", ylim=(-0.02, 1.06))
+
+
+def draw_curves(gammas):
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6), sharey=True)
     for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
-        for gamma in p.gammas:
-            axis.plot(sdft.weight(schedule, gamma), label=f"{gamma:g}")
-        axis.set(title=name, xlabel="timestep t", ylim=(-0.02, 1.06))
-        axis.axhline(0.5, color=figures.ink(), lw=0.6, ls=":")
+        draw_weights(axis, schedule, gammas)
+        axis.set_title(name)
     axes[0].set_ylabel("weight w(t)")
     figure.legend(*axes[0].get_legend_handles_labels(), title="gamma", loc="outside right upper")
     return figure
 
 
-# %%
-linear = schedules["linear"]
-t_half_3, t_half_50 = (sdft.half_weight_timestep(linear, gamma) for gamma in (3, 50))
+halves = {gamma: sdft.half_weight_timestep(schedules["linear"], gamma) for gamma in (3, 50)}
+for gamma, t in halves.items():
+    run.number(f"t_half_{gamma}", t)
+    run.number(f"snr_half_{gamma}", 2 ** (1 / gamma) - 1)
 figures.show(
     run,
     "curves",
-    draw_curves,
+    lambda: draw_curves(p.gammas),
     alt="Weight over timestep for several gamma on three schedules. Every curve rises from 0 at low noise to 1 at high "
-    f"noise, a larger gamma later; the linear one reaches half at t = {t_half_3} (gamma 3) and {t_half_50} (gamma 50).",
+    f"noise, a larger gamma later; the linear one reaches half at t = {halves[3]} (gamma 3) and {halves[50]} (gamma 50).",
 )
-
-# %% [markdown]
-# Where a curve crosses one half does not depend on the schedule if it is read off in signal-to-noise ratio: there
-# $\mathrm{SNR} = 2^{1/\gamma} - 1$. Each schedule reaches that ratio at another timestep.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-for gamma in (1, 3, 10, 50, 100):
-    halves = [f"{name} {sdft.half_weight_timestep(schedule, gamma)}" for name, schedule in schedules.items()]
-    print(f"gamma {gamma:3d}: half weight at SNR {2 ** (1 / gamma) - 1:.4f}; t =", ", ".join(halves))
-
-# %%
-half_rows = [
-    {"gamma": gamma, **{name: sdft.half_weight_timestep(schedule, gamma) for name, schedule in schedules.items()}}
-    for gamma in (1, 3, 10, 50, 100)
-]
-run.table("half weight timesteps", half_rows)
-for row in half_rows:
-    run.number(f"t_half_{row['gamma']}", row["linear"])
-    run.number(f"snr_half_{row['gamma']}", 2 ** (1 / row["gamma"]) - 1)
 
 # %% [markdown]
 # Move $\gamma$: at 0 the weight is 1 everywhere (the control arm of the fine-tuning notebook), at 3 it lets the
 # coarse half of the trajectory through, at 50 only what is nearly noise.
 
-
-# %%
-def draw_weight(gamma):
-    figure, axis = plt.subplots(figsize=(4.2, 2.9))
-    for style, (name, schedule) in zip(("-", "--", ":"), schedules.items(), strict=True):
-        axis.plot(sdft.weight(schedule, gamma), style, label=name)
-    axis.axhline(0.5, color=figures.ink(), lw=0.6, ls=":")
-    axis.set(xlabel="timestep t", ylabel="weight w(t)", ylim=(-0.02, 1.06), title=f"gamma = {gamma:g}")
-    axis.legend(loc="upper left" if gamma > 3 else "lower right")
-    return figure
-
-
-# %%
+# %% tags=["hide-input"]
 steps_of_gamma = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100]
 figures.slider(
     run,
     "gamma",
-    [(f"{gamma:g}", lambda gamma=gamma: draw_weight(gamma)) for gamma in steps_of_gamma],
+    [(f"{gamma:g}", lambda gamma=gamma: draw_curves([gamma])) for gamma in steps_of_gamma],
     description="gamma",
     alt=[
         f"Weight over timestep at gamma {gamma:g}: half weight at t = "
@@ -165,66 +144,41 @@ figures.slider(
 # %%
 folder = run.artefacts / "source"
 if folder.exists():
-    unet, schedule = source.load(folder, run.device)
+    unet, schedule = sources.load(folder, run.device)
 else:
-    unet, schedule = source.source_model(folder, steps=p.source_steps, device=run.device)
-eps_source = nets.eps_model(unet)
+    unet, schedule = sources.source_model(folder, steps=p.source_steps, device=run.device)
+rows = [experiments.pure_noise(seed, p, unet, schedule) for seed in tqdm(run.seed_list)]
+found = experiments.collect(rows)  # (seeds, timesteps)
 timesteps = torch.arange(p.every, schedule.T, p.every)
-x0 = data.printed(unet.config.sample_size).images
-w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps] for gamma in (3, 50))
+w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps].numpy() for gamma in (3, 50))
+let_through = (found["noise"] * w_50).sum(1) / (found["noise"] * w_3).sum(1)
 
 
-# %%
-@torch.no_grad()
-def errors(seed):
-    """Relative squared error of the predicted noise at each timestep: on pure noise, and on noisy images."""
-    generator = torch.Generator().manual_seed(seed)
-    eps = torch.randn(p.images, *x0.shape[1:], generator=generator).to(run.device)
-    images = x0[torch.randint(len(x0), (p.images,), generator=generator)].to(run.device)
-    rows = []
-    for t in timesteps:
-        at = t.expand(p.images).to(run.device)
-        inputs = eps, schedule.add_noise(images, eps, at)
-        rows.append([((eps_source(x, at) - eps).square().mean() / eps.square().mean()).item() for x in inputs])
-    return rows
-
-
-# %%
-measured = torch.tensor([errors(seed) for seed in tqdm(run.seed_list, desc="draws")])  # (seeds, timesteps, 2)
-on_noise, on_images = measured.unbind(-1)
-at_100, at_900 = (on_noise[:, (timesteps == t).nonzero().item()] for t in (100, 900))
-run.number("error_100", at_100)
-run.number("error_900", at_900)
-run.number("error_usual_100", on_images[:, (timesteps == 100).nonzero().item()])
-columns = timesteps, on_noise.mean(0), on_images.mean(0), w_3, w_50
-rows = zip(*(column.tolist() for column in columns), strict=True)
-names = "timestep", "error on pure noise", "on noisy images", "weight, gamma 3", "weight, gamma 50"
-run.table("error on pure noise", [dict(zip(names, map(float, row), strict=True)) for row in rows if row[0] % 100 == 0])
-
-
-# %%
+# %% tags=["hide-input"]
 def draw_errors():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.9))
-    left.plot(timesteps, on_noise.mean(0), label="pure noise")
-    left.plot(timesteps, on_images.mean(0), "--", label="noisy images")
+    on_noise, on_images = found["noise"].mean(0), found["images"].mean(0)
+    left.plot(timesteps, on_noise, label="pure noise")
+    left.plot(timesteps, on_images, "--", label="noisy images")
     left.set(xlabel="timestep t", ylabel="relative squared error", title="error of the predicted noise", ylim=0)
     for color, gamma, w in (("C2", 3, w_3), ("C3", 50, w_50)):
-        right.fill_between(timesteps, on_noise.mean(0) * w, alpha=0.4, color=color, label=f"gamma {gamma}")
+        right.fill_between(timesteps, on_noise * w, alpha=0.4, color=color, label=f"gamma {gamma}")
     right.set(xlabel="timestep t", ylabel="error x weight", title="error on pure noise let through", ylim=0)
     left.legend()
     right.legend()
     return figure
 
 
-# %%
-ratio = (on_noise * w_50).sum(1) / (on_noise * w_3).sum(1)
-run.number("let_through", ratio)
+at_100, at_900 = (found["noise"][:, t // p.every - 1] for t in (100, 900))
+numbers = {"error_100": at_100, "error_900": at_900, "error_usual_100": found["images"][:, 100 // p.every - 1]}
+for key, values in {**numbers, "let_through": let_through}.items():
+    run.number(key, values)
 figures.show(
     run,
     "errors",
     draw_errors,
     alt=f"Left: the network's relative error on pure noise falls from {at_100.mean():.2f} at t = 100 to "
-    f"{at_900.mean():.2f} at t = 900. Right: times the weight; gamma 50 lets through {ratio.mean():.2f} of what "
+    f"{at_900.mean():.2f} at t = 900. Right: times the weight; gamma 50 lets through {let_through.mean():.2f} of what "
     "gamma 3 does.",
 )
 
@@ -233,33 +187,29 @@ figures.show(
 # usual input would show an image, the network reads content into the noise. At the highest noise level it returns the
 # noise almost unchanged; the grain there is the small rest, divided by a signal factor close to zero.
 
-# %%
-generator = torch.Generator().manual_seed(p.seed)
-eps = torch.randn(8, *x0.shape[1:], generator=generator).to(run.device)
-shown = [100, 300, 500, 700, 900]
+# %% tags=["hide-input"]
+eps = torch.randn(8, 1, *2 * [unet.config.sample_size], generator=experiments.rng(p.seed)).to(run.device)
+shown, model = [100, 300, 500, 700, 900], nets.eps_model(unet)
 with torch.no_grad():
-    believed = [schedule.x0_from_eps(eps, eps_source(eps, torch.full((8,), t, device=run.device)), t) for t in shown]
-
-# %%
+    believed = [schedule.x0_from_eps(eps, model(eps, diffusion.batch_of(t, eps)), t) for t in shown]
+labels = ["input", *[f"t = {t}" for t in shown]]
 figures.show(
     run,
     "believed",
-    lambda: figures.image_grid(
-        torch.cat([eps, *believed]), ncols=8, row_labels=["input", *[f"t = {t}" for t in shown]]
-    ),
+    lambda: figures.image_grid(torch.cat([eps, *believed]), ncols=8, row_labels=labels),
     alt="Eight pure noise images and, below each, the clean image that the network sees in it at t = "
     + ", ".join(map(str, shown)),
     kind="png",
 )
 
-# %%
+# %% tags=["hide-input"]
 run.claim(
     "S1",
-    t_half_3=t_half_3,
-    t_half_50=t_half_50,
-    aux_error_low=(at_100 - at_900).numpy(),
-    aux_error_weighted=ratio.numpy(),
-    weight_gamma_0=sdft.weight(linear, 0).min().item(),
+    t_half_3=halves[3],
+    t_half_50=halves[50],
+    aux_error_low=at_100 - at_900,
+    aux_error_weighted=let_through,
+    weight_gamma_0=sdft.weight(schedules["linear"], 0).min().item(),
 )
 
 # %% [markdown]
@@ -272,5 +222,5 @@ run.claim(
 # - A network of another size or for larger images collapses at other timesteps; the weight is tied to the schedule
 #   only.
 
-# %%
+# %% tags=["hide-input"]
 run.finish()

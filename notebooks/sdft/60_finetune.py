@@ -41,15 +41,14 @@
 # - *realism*: share of samples that it takes for handwritten;
 # - *agreement*: share of samples with the same digit as the source's sample from the same noise;
 # - *coverage*: share of samples that are handwritten and show one of the five missing digits;
-# - *Frechet* and *kernel distance* to all 1,797 handwritten digits, missing classes included, in the classifier's
-#   features.
+# - *Frechet distance* to all 1,797 handwritten digits, missing classes included, in the classifier's features.
 #
 # Every method can trade agreement for realism by training longer, so one point says little. We draw agreement against
 # realism over the training steps, and compare both at equal steps and at equal realism. At this size (a small
 # network, some dozens of steps) the paper's $\lambda = 0.1$ has little effect; our SDFT arm uses a larger one, chosen
 # on seeds from 1000 upwards, which this notebook's runs do not use. The paper's value is shown as its own arm.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -71,105 +70,89 @@ lr: PositiveFloat = 1e-4  # learning rate of AdamW; the paper has 2e-5
 samples: PositiveInt = 100  # images sampled at each checkpoint
 sampling_steps: PositiveInt = 20  # of ancestral sampling
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
 from tqdm.auto import tqdm
 
-from lib.ground import diffusion, nets
-from lib.measures import distances as image_metrics
-from lib.papers.sdft import method as sdft
+from lib.ground import nets
+from lib.measures import distances
+from lib.papers.sdft import experiments, method as sdft
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as metrics
-from lib.worlds.sources import shared
+from lib.worlds import digits, sources
 
 run = record.start("60_finetune", globals())
 p = run.parameters
+world = sources.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+unet, schedule, judge = world
 
-# %%
-unet, schedule, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
-digits = data.handwritten(judge.size)
-missing = [k for k in range(10) if k not in data.KEPT]
-full_target = metrics.judge(judge, digits.images).features
+# %% [markdown]
+# The target, and the loss on one batch of it. Before the first step the student is the source, so that nothing but the
+# plain term is there; the two others grow as the student moves away.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-example = data.limited(digits, n=100, seed=0)
-print(f"target: {len(example.labels)} of {len(digits.labels)} images, classes {example.labels.unique().tolist()}")
-print(f"missing: {missing}")
+target = digits.limited(digits.handwritten(judge.size), n=100, seed=0)
+print(f"classes in {len(target.labels)} images: {target.labels.unique().tolist()}")
+x0, eps = target.images.to(run.device), torch.randn(target.images.shape)
+t = torch.randint(schedule.T, (len(x0),)).to(run.device)
+source = student = nets.eps_model(unet)
+total, parts = sdft.loss(student, source, schedule, x0, t, eps.to(x0))
+print({name: f"{parts[name]:.2f}" for name in ("distill", "aux")})
 
 # %% [markdown]
-# The arms differ in their two lambdas and gammas only.
+# The arms differ in their two $\lambda$ and $\gamma$ only: *naive* has neither term, *distill* and *aux* have one of
+# them, *SDFT* has both, *gamma 0* has both with a constant weight (the control, which should not learn the new domain),
+# and the others are SDFT with another $\lambda$. `limited_data` fine-tunes them all on one draw of the target and
+# measures them at each checkpoint.
 
 # %%
-terms = ("lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux")
-L, d, a = p.lambda_sdft, p.gamma_distill, p.gamma_aux
-arms = {  # in the order of `terms`
-    "naive": (0, d, 0, a),
-    "distill": (L, d, 0, a),
-    "aux": (0, d, L, a),
-    "SDFT": (L, d, L, a),
-    "gamma 0": (L, 0, L, 0),
-    **{f"SDFT, {other:g}": (other, d, other, a) for other in p.lambdas_more},
-}
-measures = ("realism", "agreement", "coverage", "frechet", "kernel")
-checkpoints = sorted(set(p.checkpoints))
+arms = experiments.arms(p)
+rows = [experiments.limited_data(seed, p, *world) for seed in tqdm(run.seed_list)]
+found = experiments.collect(rows)  # an arm: (seeds, checkpoints, measures)
+
+# %% tags=["hide-input"]
+measures, checkpoints = experiments.SHARES, sorted(set(p.checkpoints))
+columns = {measure: i for i, measure in enumerate(measures)}
+keys = {name: name.lower().replace(", ", "_").replace(" ", "_").replace(".", "") for name in arms}  # e.g. sdft_01
 
 
-# %%
-def sample(net, noise, seed):
-    """Images by ancestral sampling; every network gets the same noise at the start and at each step."""
-    later = torch.Generator().manual_seed(seed)
-    options = {"steps": p.sampling_steps, "generator": later, "clip": True}
-    return diffusion.sample_ddpm(nets.eps_model(net), schedule, noise, **options).clamp(-1, 1)
+def mean(name, measure):
+    """Mean over seeds of one measure at every checkpoint."""
+    return found[name][..., columns[measure]].mean(0)
 
 
-def measure(images, source_verdicts):
-    """The five measures, in the order of `measures`."""
-    v = metrics.judge(judge, images)
-    shares = metrics.realism(v), metrics.agreement(v, source_verdicts), metrics.coverage(v, missing)
-    kinds = (image_metrics.frechet_distance, image_metrics.kernel_distance)
-    return [*shares, *(distance(v.features, full_target) for distance in kinds)]
+def at_end(*chosen):
+    """Measures of every arm at the last checkpoint, in words."""
+    return "; ".join(f"{name} {' / '.join(f'{mean(name, m)[-1]:.2f}' for m in chosen)}" for name in arms)
 
 
-# %%
-def run_arm(values, images, noise, source_verdicts, seed):
-    """Fine-tune one arm; return its measures at every checkpoint, its last samples and the student."""
-    seen = {}
-
-    def check(i, student):
-        if i in checkpoints:
-            seen[i] = sample(student, noise, seed)
-
-    settings = {"batch": p.batch, "lr": p.lr, "seed": seed} | dict(zip(terms, values, strict=True))
-    student, _ = sdft.finetune(unet, schedule, images, max(checkpoints), on_step=check, progress=False, **settings)
-    return [measure(x, source_verdicts) for x in seen.values()], seen[max(seen)], student
+def draw_curves(axis, x, y, label):
+    """One line an arm, a dot a checkpoint."""
+    for marker, name in zip("osD^vPX*", arms, strict=False):
+        axis.plot(x(name), y(name), marker=marker, ms=4, label=name)
+    axis.set_ylabel(label)
 
 
-# %%
-def run_seed(seed, bar):
-    """All arms on one draw of the target: measures of the source and of each arm, pictures, students."""
-    target = data.limited(digits, p.shots, seed=seed).images.to(run.device)
-    noise = torch.randn(p.samples, *target.shape[1:], generator=torch.Generator().manual_seed(seed)).to(run.device)
-    from_source = sample(unet, noise, seed)
-    verdicts = metrics.judge(judge, from_source)
-    points, pictures, students = {}, {"source": from_source[:ROWS]}, {}
-    for name, values in arms.items():
-        points[name], last, students[name] = run_arm(values, target, noise, verdicts, seed)
-        pictures[name] = last[:ROWS]
-        bar.update()
-    return measure(from_source, verdicts), points, pictures, students
+def draw_trade_off():
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    draw_curves(axis, lambda n: mean(n, "realism"), lambda n: mean(n, "agreement"), "agreement with the source")
+    axis.set_xlabel("realism: share taken for handwritten")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    return figure
 
 
-# %%
-ROWS = 8  # noises in the picture grid
-with tqdm(total=len(run.seed_list) * len(arms), desc="arms") as bar:
-    runs = [run_seed(s, bar) for s in run.seed_list]
-of_source = np.array([source_point for source_point, *_ in runs])  # (seeds, measures)
-curves = {name: np.array([points[name] for _, points, *_ in runs]) for name in arms}  # (seeds, checkpoints, measures)
-pictures, students = runs[0][2:]
+def draw_steps():
+    figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
+    for axis, measure in zip(axes.flat, measures, strict=True):
+        label = "Frechet distance" if measure == "frechet" else f"{measure}, share of samples"
+        draw_curves(axis, lambda n: [0, *checkpoints], lambda n: [mean("source", measure), *mean(n, measure)], label)
+        axis.set_ylim(bottom=0)
+    for axis in axes[1]:
+        axis.set_xlabel("fine-tuning steps")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
 
 # %% [markdown]
 # ## Result
@@ -177,83 +160,40 @@ pictures, students = runs[0][2:]
 # Each line is an arm, each dot a checkpoint; training goes from left to right. Higher at the same realism is better.
 # The unadapted source sits in the upper left corner, with no realism and full agreement.
 
-
-# %%
-def mean(name, measure):
-    """Mean over seeds of one measure at every checkpoint."""
-    return curves[name][:, :, measures.index(measure)].mean(0)
-
-
-def draw_trade_off():
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    for marker, name in zip("osD^vPX*", arms, strict=False):
-        axis.plot(mean(name, "realism"), mean(name, "agreement"), marker=marker, ms=4, label=name)
-    axis.set(xlabel="realism: share taken for handwritten", ylabel="agreement with the source")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-# %%
-ends = [f"{name} {mean(name, 'realism')[-1]:.2f} / {mean(name, 'agreement')[-1]:.2f}" for name in arms]
+# %% tags=["hide-input"]
 figures.show(
     run,
     "trade-off",
     draw_trade_off,
     alt="Agreement with the source against realism, one line an arm, dots at its checkpoints. "
-    f"After {max(checkpoints)} steps, realism / agreement: {'; '.join(ends)}.",
+    f"After {checkpoints[-1]} steps, realism / agreement: {at_end('realism', 'agreement')}.",
 )
-
 
 # %% [markdown]
 # ### Over the training steps
 # The source before fine-tuning is step 0.
 
-
-# %%
-def draw_measure(axis, measure, title):
-    """One measure over the steps, all arms."""
-    start = of_source[:, measures.index(measure)].mean()
-    for marker, name in zip("osD^vPX*", arms, strict=False):
-        axis.plot([0, *checkpoints], [start, *mean(name, measure)], marker=marker, ms=3.5, label=name)
-    axis.set(title=title, ylim=(0, None), ylabel="distance" if measure == "frechet" else "share of samples")
-
-
-# %%
-def draw_steps():
-    figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
-    titles = ("realism", "agreement", "coverage of the missing", "Frechet")
-    for axis, measure, title in zip(axes.flat, measures, titles, strict=False):
-        draw_measure(axis, measure, title)
-    for axis in axes[1]:
-        axis.set_xlabel("fine-tuning steps")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-# %%
-covered = ", ".join(f"{name} {mean(name, 'coverage')[-1]:.2f}" for name in arms)
-quality = ", ".join(f"{name} {mean(name, 'frechet')[-1]:.1f}" for name in arms)
+# %% tags=["hide-input"]
 figures.show(
     run,
     "steps",
     draw_steps,
-    alt=f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits: {covered}; "
-    f"Frechet distance to all handwritten digits: {quality}.",
+    alt=f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits / Frechet "
+    f"distance to all handwritten digits: {at_end('coverage', 'frechet')}.",
 )
 
 # %% [markdown]
 # ### Samples from equal noise
 # The first eight noises of the first seed, not selected, at the last checkpoint: a row is one initial noise.
 
-# %%
-in_rows = torch.stack(list(pictures.values()), dim=1).flatten(0, 1)  # (ROWS * arms, 1, size, size)
+# %% tags=["hide-input"]
+pictures, titles = torch.from_numpy(rows[0]["samples"]), ["source", *arms]  # (noises, source and arms, ...)
 figures.show(
     run,
     "samples",
-    lambda: figures.image_grid(in_rows, ncols=len(pictures), titles=list(pictures), cell=0.7),
-    alt=f"{ROWS} rows of digits, each row from one initial noise; columns {', '.join(pictures)}. "
-    f"Share of naive samples that keep the source's digit: {mean('naive', 'agreement')[-1]:.2f}; "
-    f"of SDFT samples: {mean('SDFT', 'agreement')[-1]:.2f}.",
+    lambda: figures.image_grid(pictures.flatten(0, 1), ncols=len(titles), titles=titles, cell=0.7),
+    alt=f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of samples "
+    f"that keep the source's digit: {at_end('agreement')}.",
     kind="png",
 )
 
@@ -261,64 +201,52 @@ figures.show(
 # ### At equal steps
 # The last checkpoint, mean over seeds.
 
-# %%
-rows = [{"arm": "source", **dict(zip(measures, of_source.mean(0).tolist(), strict=True))}]
-rows += [{"arm": name, **{m: float(mean(name, m)[-1]) for m in measures}} for name in arms]
-sets = {"samples an arm and seed": p.samples, "handwritten digits": len(digits.labels)}
-distances = "Frechet and kernel distance by clean-fid"
-run.table("last checkpoint", rows, image_metrics.protocol(distances, sets, "64 of the digit classifier"))
-keys = {name: name.lower().replace(", ", "_").replace(" ", "_").replace(".", "") for name in arms}  # e.g. sdft_01
-for name, key in keys.items():
-    for column, measure in enumerate(measures):
-        run.number(f"{key}_{measure}", curves[name][:, -1, column])
-for column, measure in enumerate(measures):
-    run.number(f"source_{measure}", of_source[:, column])
-
+# %% tags=["hide-input"]
+for measure, i in columns.items():
+    run.number(f"source_{measure}", found["source"][:, i])
+    for name, key in keys.items():
+        run.number(f"{key}_{measure}", found[name][:, -1, i])
+for name in ("lambda_sdft", "lr"):
+    run.number(name, getattr(p, name))
+run.number("steps", checkpoints[-1])
+sets = {"samples an arm and seed": p.samples, "handwritten digits": len(digits.handwritten().labels)}
+run.table(
+    "last checkpoint",
+    [
+        {"arm": name, **{m: run.text(f"{key}_{m}") for m in measures}}
+        for name, key in {"source": "source", **keys}.items()
+    ],
+    distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier"),
+)
 
 # %% [markdown]
 # ### At equal realism
 # Each arm's curve minus the naive one's, averaged over the realism that both reach between their checkpoints, seed by
 # seed.
 
-
 # %%
-def gains_at_equal_realism(name):
-    """Agreement minus the naive arm's at the same realism, one value a seed."""
-    pairs = zip(curves[name][:, :, :2], curves["naive"][:, :, :2], strict=True)
-    return [image_metrics.gain_at_equal_realism(torch.tensor(ours), torch.tensor(naive)) for ours, naive in pairs]
+matched = {name: experiments.matched(found[name][..., :2], found["naive"][..., :2]) for name in arms if name != "naive"}
+gain = found["SDFT"][:, -1] - found["naive"][:, -1]  # (seeds, measures)
 
+# %% tags=["hide-input"]
+for name, values in matched.items():
+    run.number(f"matched_{keys[name]}", values)
+gained = [{"arm": name, "agreement gained": run.text(f"matched_{keys[name]}")} for name in matched]
+run.table("at equal realism", gained)
+for name, values in zip(("realism", "agreement", "coverage"), gain.T, strict=False):
+    run.number(f"gain_{name}", values)
+run.number("gain_quality", -gain[:, columns["frechet"]])
 
-matched = {name: gains_at_equal_realism(name) for name in arms if name != "naive"}
-texts = [{"arm": name, "agreement gained": run.number(f"matched_{keys[name]}", v)} for name, v in matched.items()]
-run.table("at equal realism", texts)
-
-# %%
-gain = curves["SDFT"][:, -1] - curves["naive"][:, -1]  # (seeds, measures)
-run.number("gain_agreement", gain[:, 1])
-run.number("gain_coverage", gain[:, 2])
-run.number("gain_quality", -gain[:, 3])
-run.number("gain_realism", gain[:, 0])
-for name in ("lambda_sdft", "batch", "lr"):
-    run.number(name, getattr(p, name))
-run.number("steps", max(checkpoints))
-
-# %%
+# %% tags=["hide-input"]
 run.claim(
     "S2",
     gain_agreement=gain[:, 1],
     gain_coverage=gain[:, 2],
     gain_quality=-gain[:, 3],
     gain_matched=matched["SDFT"],
-    realism_lost_gamma_0=curves["SDFT"][:, -1, 0] - curves["gamma 0"][:, -1, 0],
-    source_realism=of_source[:, 0],
+    realism_lost_gamma_0=found["SDFT"][:, -1, 0] - found["gamma 0"][:, -1, 0],
+    source_realism=found["source"][:, 0],
 )
-
-# %% [markdown]
-# The SDFT student of the first seed is kept in diffusers' layout: `DDPMPipeline.from_pretrained(FOLDER)` loads it.
-
-# %%
-scheduler = DDPMScheduler(num_train_timesteps=schedule.T, beta_schedule="linear", clip_sample=True)
-DDPMPipeline(students["SDFT"].cpu(), scheduler).save_pretrained(run.artefacts / "sdft", safe_serialization=True)
 
 # %% [markdown]
 # ## Limits
@@ -333,5 +261,5 @@ DDPMPipeline(students["SDFT"].cpu(), scheduler).save_pretrained(run.artefacts / 
 #   seed were changed after it, the claim's tolerances were not.
 # - One fixed set of missing classes.
 
-# %%
+# %% tags=["hide-input"]
 run.finish()

@@ -39,7 +39,7 @@
 #
 # With `clip` and `images` given, the last part of the results selects from a folder of your own by a prompt in words.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -53,18 +53,16 @@ clip: str = ""  # folder or hub id of a CLIP, such as openai/clip-vit-base-patch
 images: str = ""  # folder of your own images, scored by `clip` and `prompt`
 prompt: str = "a realistic painting of an expressionless man without glasses"  # for your own images
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from tqdm.auto import tqdm
 
-from lib.measures import clip as clips
 from lib.ground import folder
+from lib.measures import clip as clips
+from lib.papers.sdft import experiments
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as metrics
+from lib.worlds import digits
 
 run = record.start("65_select", globals())
 p = run.parameters
@@ -73,50 +71,19 @@ if bool(p.clip) != bool(p.images):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-collection = data.handwritten()
-learned, prompts = data.split(data.printed())
-sizes = collection.labels.bincount()
-print(f"collection: {len(collection.labels)} images, classes of {sizes.min()} to {sizes.max()}")
-print(
-    f"5.7 % of it: {round(0.057 * len(collection.labels))} images; prompt: {len(prompts.labels) // 10} printed digits"
-)
+collection, prompts = digits.handwritten(), digits.split(digits.printed())[1]
+total, sizes = len(collection.labels), collection.labels.bincount()
+print(f"collection: {total} images, classes of {sizes.min()} to {sizes.max()}")
+print(f"5.7 % of it: {experiments.selected(0.057, total)} images")
+print(f"prompt: {len(prompts.labels) // 10} printed digits")
+
+# %% [markdown]
+# `selection` trains one scorer and ranks the whole collection for each of the ten classes.
 
 # %%
-selected = min(max(1, round(p.share * len(collection.labels))), len(collection.labels))
-
-
-def scorer(seed):
-    """A classifier trained on printed digits alone, with noise and shifts of up to one pixel."""
-    torch.manual_seed(seed)
-    net, generator = metrics.Classifier().to(run.device), torch.Generator().manual_seed(seed)
-    rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, p.steps)
-    for _ in range(p.steps):
-        index = torch.randint(len(learned.labels), (64,), generator=generator)
-        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        x = learned.images[index].roll(shift, dims=(2, 3))
-        x = x + 0.15 * torch.randn(x.shape, generator=generator)
-        digit, _ = net(x.to(run.device))
-        loss = F.cross_entropy(digit, learned.labels[index].to(run.device))
-        rule.zero_grad()
-        loss.backward()
-        rule.step()
-        decay.step()
-    return net.eval()
-
-
-# %%
-def scores(net):
-    """Similarity of every image of the collection to the prompt of every class, (images, 10)."""
-    ours, printed = (metrics.judge(net, digits.images).features for digits in (collection, prompts))
-    prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
-    return F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2)
-
-
-similarity = np.array([scores(scorer(s)).numpy() for s in tqdm(run.seed_list, desc="classifiers")])
-order = np.argsort(-similarity, axis=1)  # (seeds, images, classes): the most similar first
-wanted = collection.labels.numpy()[order] == np.arange(10)  # whether the image at each rank is of the wanted class
-purity = wanted.cumsum(1) / np.arange(1, wanted.shape[1] + 1)[:, None]  # precision of every possible selection
+rows = [experiments.selection(seed, p, run.device) for seed in tqdm(run.seed_list)]
+found, first = experiments.collect(rows), rows[0]  # by class: (seeds, 10)
+selected = experiments.selected(p.share, total)
 
 # %% [markdown]
 # ## Result
@@ -128,12 +95,11 @@ purity = wanted.cumsum(1) / np.arange(1, wanted.shape[1] + 1)[:, None]  # precis
 # %% tags=["hide-input"]
 def draw_threshold():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
-    thresholds = np.linspace(-0.6, 1, 81)
-    passed = (similarity[..., None] > thresholds).mean((0, 1))  # (classes, thresholds)
-    shares = np.arange(1, purity.shape[1] + 1) / purity.shape[1]
-    for axis, x, lines in ((left, thresholds, passed), (right, shares, purity.mean(0).T)):
-        axis.plot(x, lines.T, color="C6", lw=0.6)
-        axis.plot(x, lines.mean(0), color="C0", lw=2)
+    passed, purity = found["passed"].mean(0), found["purity"].mean(0)  # (thresholds, 10), (images, 10)
+    shares = np.arange(1, total + 1) / total
+    for axis, x, lines in ((left, experiments.THRESHOLDS, passed), (right, shares, purity)):
+        axis.plot(x, lines, color="C6", lw=0.6)
+        axis.plot(x, lines.mean(1), color="C0", lw=2)
     left.axhline(p.share, ls="--", color="C1")
     right.axvline(p.share, ls="--", color="C1", label=f"{p.share:.1%} selected")
     right.axhline(0.1, ls=":", color="C2", label="at random")
@@ -143,32 +109,30 @@ def draw_threshold():
     return figure
 
 
-# %%
-at_share = purity[:, selected - 1]  # (seeds, classes)
+precision = found["precision"]
 figures.show(
     run,
     "threshold",
     draw_threshold,
     alt="Share selected against the threshold, and precision against the share selected. "
-    f"At {p.share:.1%} selected the precision is {at_share.mean():.3f} on average, "
-    f"{at_share.mean(0).min():.3f} for the worst class.",
+    f"At {p.share:.1%} selected the precision is {precision.mean():.3f} on average, "
+    f"{precision.mean(0).min():.3f} for the worst class.",
 )
 
 # %% [markdown]
 # ### What is selected
 # One wanted class a row: the eight most similar images, then the last eight above the threshold; first seed.
 
-# %%
-ranks = [*range(8), *range(max(0, selected - 8), selected)]
-chosen = collection.images[torch.from_numpy(order[0][ranks].T.copy())]  # (classes, 16, 1, size, size)
+# %% tags=["hide-input"]
+chosen = collection.images[first["shown"]]  # (classes, 16, 1, size, size)
 figures.show(
     run,
     "selected",
     lambda: figures.image_grid(
-        chosen.flatten(0, 1), ncols=len(ranks), row_labels=[str(k) for k in range(10)], cell=0.4
+        chosen.flatten(0, 1), ncols=chosen.shape[1], row_labels=[str(k) for k in range(10)], cell=0.4
     ),
     alt="A row of handwritten digits for each wanted class: the eight most similar to the prompt and the last eight "
-    f"that were selected. Precision of the first seed, class by class: {', '.join(f'{v:.2f}' for v in at_share[0])}.",
+    f"that were selected. Precision of the first seed, class by class: {', '.join(f'{v:.2f}' for v in precision[0])}.",
     kind="png",
 )
 
@@ -179,89 +143,46 @@ figures.show(
 # this size by about 0.1.
 
 
-# %%
-def attributes(x):
-    """Ink and slant (shift of the ink for a unit of height, positive leans right) of images, (n, 2)."""
-    ink = (x[:, 0].double() + 1) / 2  # (n, size, size)
-    axis, share = torch.arange(x.shape[-1]).double(), ink / ink.sum((1, 2), keepdim=True)
-    right = axis - (share.sum(1) @ axis)[:, None]  # (n, size)
-    down = axis - (share.sum(2) @ axis)[:, None]
-    covariance = torch.einsum("nij,ni,nj->n", share, down, right)
-    return torch.stack([ink.mean((1, 2)), -covariance / (share.sum(2) * down**2).sum(1)], dim=1).numpy()
-
-
-# %%
-def bias(seed_index, k):
-    """Shift of ink and slant in the selected images of class k, in standard deviations of the class."""
-    mine, top = collection.labels.numpy() == k, order[seed_index, :selected, k]
-    kept = traits[top[mine[top]]]
-    return (kept.mean(0) - traits[mine].mean(0)) / traits[mine].std(0) if len(kept) else np.full(2, np.nan)
-
-
-traits = attributes(collection.images)
-biases = np.array([[bias(i, k) for k in range(10)] for i in range(p.seeds)])  # (seeds, classes, 2)
-
-
 # %% tags=["hide-input"]
 def draw_bias():
     figure, axis = plt.subplots(figsize=(6, 2.8))
     for column, (name, marker) in enumerate((("ink", "o"), ("slant", "s"))):
-        axis.plot(range(10), biases[:, :, column].mean(0), marker, label=name)
+        axis.plot(range(10), found["bias"][..., column].mean(0), marker, label=name)
     axis.axhline(0, lw=0.8, color=figures.ink())
     axis.set(xlabel="wanted class", ylabel="shift (standard deviations)", xticks=range(10))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
-# %%
-size_of_bias = np.abs(biases).mean((0, 1))
+shift = np.abs(found["bias"]).mean(1)  # (seeds, 2)
 figures.show(
     run,
     "bias",
     draw_bias,
     alt="Shift of ink and slant in the selected images of each class, in standard deviations. Mean absolute shift: "
-    f"{size_of_bias[0]:.2f} for ink, {size_of_bias[1]:.2f} for slant.",
+    f"{shift[:, 0].mean():.2f} for ink, {shift[:, 1].mean():.2f} for slant.",
 )
 
-# %% [markdown]
-# ### In numbers
-
-# %%
-labels = collection.labels.numpy()
-average = np.array([[average_precision_score(labels == k, s[:, k]) for k in range(10)] for s in similarity])
-draws = [np.random.default_rng(s).permutation(labels)[:selected] for s in run.seed_list]
-at_random = np.array([[(drawn == k).mean() for k in range(10)] for drawn in draws])
-found = (at_share * selected / sizes.numpy()).mean(1)  # recall
-rows = [
-    {"wanted": k, "precision": float(at_share[:, k].mean()), "average precision": float(average[:, k].mean())}
-    | {"ink": float(biases[:, k, 0].mean()), "slant": float(biases[:, k, 1].mean())}
-    for k in range(10)
-]
-run.table("selection", rows)
-run.number("precision", at_share.mean(1))
-run.number("average_precision", average.mean(1))
-run.number("recall", found)
-run.number("worst_class", at_share.min(1))
-run.number("bias_ink", np.abs(biases[:, :, 0]).mean(1))
-run.number("bias_slant", np.abs(biases[:, :, 1]).mean(1))
-run.number("selected", selected)
-# %%
-run.claim(
-    "S6",
-    precision=at_share.mean(1),
-    average_precision=average.mean(1),
-    random_precision=at_random.mean(1),
-)
+# %% tags=["hide-input"]
+by_class = {"precision": precision, "average precision": found["average_precision"]}
+by_class |= {"ink": found["bias"][..., 0], "slant": found["bias"][..., 1]}
+means = {name: values.mean(0) for name, values in by_class.items()}
+run.table("selection", [{"wanted": k, **{n: float(v[k]) for n, v in means.items()}} for k in range(10)])
+measured = {name: found[name].mean(1) for name in ("precision", "average_precision")}
+more = {"recall": found["recall"].mean(1), "worst_class": precision.min(1), "selected": selected}
+for key, values in {**measured, **more, "bias_ink": shift[:, 0], "bias_slant": shift[:, 1]}.items():
+    run.number(key, values)
+run.claim("S6", **measured, random_precision=found["random"].mean(1))
 
 # %% [markdown]
 # ### Your own images
 # With `clip` and `images`, CLIP scores every image of the folder against the prompt; the grid shows the most and the
 # least similar ones, the table the files that are selected. The authors looked through theirs before training; do so.
 
-# %%
+# %% tags=["hide-input"]
 if p.images:
     files, scored = clips.score_folder(clips.load(p.clip, run.device), p.images, p.prompt)
-    count = min(max(1, round(p.share * len(files))), len(files))
+    count = experiments.selected(p.share, len(files))
     ends = [*files[:8], *files[8:][-8:]]
     pictures = folder.collect([(file.name, file) for file in ends], 96, 3, "refuse", p.images).images
     figures.show(
@@ -283,5 +204,5 @@ if p.images:
 #   a shorter training was tried on seeds from 1000 upwards, and nothing else was varied.
 # - The interval is over classifiers; the collection and the prompts are the same for all.
 
-# %%
+# %% tags=["hide-input"]
 run.finish()

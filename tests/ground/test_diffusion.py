@@ -13,6 +13,7 @@ from diffusers import (
 from lib.ground import diffusion
 from lib.ground.toy2d import Gaussian, Mixture
 from lib.record.files import UserError
+from tests.exact import exact_denoiser
 
 SCHEDULES = {
     "linear": (diffusion.linear, {"beta_schedule": "linear"}),
@@ -37,16 +38,6 @@ def exact(scheduler):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name).double())
     return scheduler, diffusion.from_diffusers(scheduler)
-
-
-def exact_model(density, schedule):
-    """The best possible noise prediction for points of a known density."""
-
-    def model(x_t, t):
-        sigma, signal = schedule.at(schedule.sigma, t, x_t), schedule.at(schedule.signal, t, x_t)
-        return (x_t / signal - density.denoise(x_t / signal, sigma)) / sigma
-
-    return model
 
 
 def run_diffusers(scheduler, model, x, steps, **options):
@@ -124,7 +115,7 @@ def test_timesteps_use_leading_spacing():
 @pytest.mark.parametrize("steps", [1000, 40, 30])
 def test_ddpm_equals_diffusers(steps, clip):
     scheduler, schedule = exact(DDPMScheduler(clip_sample=clip))
-    model, x = exact_model(MIXTURE, schedule), normal(16, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(16, 2)
     theirs = run_diffusers(scheduler, model, x, steps, generator=torch.Generator().manual_seed(3))
     given = None if steps == 1000 else steps
     ours = diffusion.sample_ddpm(model, schedule, x, given, torch.Generator().manual_seed(3), clip)
@@ -136,7 +127,7 @@ def test_ddpm_equals_diffusers(steps, clip):
 @pytest.mark.parametrize("steps", [40, 30, 7])
 def test_ddim_equals_diffusers(steps, eta, clip):
     scheduler, schedule = exact(DDIMScheduler(clip_sample=clip))
-    model, x = exact_model(MIXTURE, schedule), normal(16, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(16, 2)
     options = {"eta": eta, "use_clipped_model_output": clip}
     theirs = run_diffusers(scheduler, model, x, steps, generator=torch.Generator().manual_seed(3), **options)
     ours = diffusion.sample_ddim(model, schedule, x, steps, eta, torch.Generator().manual_seed(3), clip=clip)
@@ -145,7 +136,7 @@ def test_ddim_equals_diffusers(steps, eta, clip):
 
 def test_ddim_of_all_steps_with_eta_1_is_ddpm():
     schedule = diffusion.linear(100, 0.001, 0.2)
-    model, x = exact_model(MIXTURE, schedule), normal(16, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(16, 2)
     ddim = diffusion.sample_ddim(model, schedule, x, 100, 1.0, torch.Generator().manual_seed(3))
     ddpm = diffusion.sample_ddpm(model, schedule, x, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(ddim, ddpm, **TIGHT)
@@ -155,14 +146,14 @@ def test_ddim_of_all_steps_with_eta_1_is_ddpm():
 @pytest.mark.parametrize("steps", [40, 250])
 def test_inversion_equals_diffusers(name, steps):
     scheduler, schedule = exact(DDIMInverseScheduler(clip_sample=False, **SCHEDULES[name][1]))
-    model, x = exact_model(MIXTURE, schedule), normal(16, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(16, 2)
     theirs = run_diffusers(scheduler, model, x, steps)
     torch.testing.assert_close(diffusion.invert_ddim(model, schedule, x, steps), theirs, **TIGHT)
 
 
 def test_inversion_and_sampling_return_gaussian_data():
     schedule = diffusion.linear()
-    model = exact_model(Gaussian(torch.tensor([0.5, -1.0]).double(), 0.7), schedule)
+    model = exact_denoiser(schedule, Gaussian(torch.tensor([0.5, -1.0]).double(), 0.7))
     x0 = normal(64, 2) * 0.7
     errors = []
     for steps in (50, 100, 200):
@@ -176,7 +167,7 @@ def test_inversion_and_sampling_return_gaussian_data():
 
 def test_start_and_stop_cut_the_trajectory():
     schedule = diffusion.linear()
-    model, x = exact_model(MIXTURE, schedule), normal(8, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(8, 2)
     seen: list[int] = []
 
     def recorded(x_t, t):
@@ -192,7 +183,7 @@ def test_start_and_stop_cut_the_trajectory():
 
 def test_samplers_refuse_bad_input():
     schedule = diffusion.linear()
-    model, x = exact_model(MIXTURE, schedule), normal(2, 2)
+    model, x = exact_denoiser(schedule, MIXTURE), normal(2, 2)
     with pytest.raises(UserError, match=r"steps=0: .* from 1 to .* 1000"):
         diffusion.sample_ddim(model, schedule, x, 0)
     with pytest.raises(UserError, match="steps=0"):
@@ -208,7 +199,7 @@ def test_samplers_refuse_bad_input():
 def test_samples_of_a_gaussian_have_its_moments():
     schedule = diffusion.linear()
     mean, std = torch.tensor([2.0, -1.0]).double(), 0.5
-    model = exact_model(Gaussian(mean, std), schedule)
+    model = exact_denoiser(schedule, Gaussian(mean, std))
     x = diffusion.sample_ddpm(model, schedule, normal(4000, 2), 250, torch.Generator().manual_seed(1))
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.03)
     torch.testing.assert_close(x.std(0), torch.full((2,), std).double(), rtol=0, atol=0.03)
@@ -216,7 +207,7 @@ def test_samples_of_a_gaussian_have_its_moments():
 
 def test_images_are_sampled_in_batches_with_a_generator_ancestral_and_without_deterministic():
     schedule = diffusion.linear()
-    model, noise = exact_model(MIXTURE, schedule), normal(5, 2)
+    model, noise = exact_denoiser(schedule, MIXTURE), normal(5, 2)
     parts = [diffusion.sample_ddim(model, schedule, x, 20, clip=True) for x in noise.split(2)]
     torch.testing.assert_close(diffusion.sample(model, schedule, noise, 20, batch=2), torch.cat(parts), **TIGHT)
     generators = [torch.Generator().manual_seed(4) for _ in range(2)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lib.record import claims
+from lib.record import claims, show
 from lib.record.files import ROOT, UserError
 
 ENTRY = {
@@ -67,11 +67,11 @@ def test_card_carries_verdict_in_words_and_every_check():
 
 
 def test_numbers_read_well():
-    assert claims.number(0.000012345) == "1.23e-05"
-    assert claims.number(393.0) == "393"
-    assert claims.number(1.1) == "1.10"
-    assert claims.number(1234.5) == "1234"
-    assert claims.number(None) == "not defined"
+    assert show.number(0.000012345) == "1.23e-05"
+    assert show.number(393.0) == "393"
+    assert show.number(1.1) == "1.10"
+    assert show.number(1234.5) == "1234"
+    assert show.number(None) == "not defined"
     assert claims.text(claims.interval([1.0, 1.1, 1.2]), "deg") == "1.10 [0.852, 1.35] deg"
 
 
@@ -84,7 +84,7 @@ def test_numbers_show_as_many_digits_as_their_tolerance():
 def test_claims_file_is_complete():
     entries = claims.load(ROOT / "claims.yaml")
     carried = {"R": 6, "A": 6, "S": 6, "D": 7, "L": 4, "X": 2}
-    assert set(entries) == {f"{letter}{i}" for letter, n in carried.items() for i in range(1, n + 1)}
+    assert {f"{letter}{i}" for letter, n in carried.items() for i in range(1, n + 1)} <= set(entries)
     for key, entry in entries.items():
         assert {"paper", "where", "claim", "expected"} <= set(entry), key
         checks = entry.get("checks", [])

@@ -19,8 +19,6 @@ from scipy import integrate, optimize
 from torch import Tensor
 
 from lib.ground.diffusion import karras_sigmas
-from lib.record.files import UserError
-from lib.record.parameters import non_negative
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
@@ -36,74 +34,39 @@ def generator_loss(
     sigma: Tensor,
     omega: Tensor | float,
     lambda_: Tensor | float,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Loss whose gradient in the generator is that of the regularised objective L^lambda (Sec. 3.1).
 
     The gradient of the Kullback-Leibler term is ``omega (score_fake - score_teacher) dG``, with Tweedie's
-    ``score = (D - x_sigma) / sigma^2``. It is held fixed and multiplied with the generator's output.
-
-    Parameters
-    ----------
-    generator
-        Map from a source sample to a target sample; trained.
-    fake
-        Denoiser of the generator's present output law; not changed here.
-    teacher
-        Denoiser of the target law; not changed here.
-    x
-        Source samples, shape (n, ...).
-    eps
-        Standard normal noise, shape (n, ...).
-    sigma
-        Positive noise levels, shape (n,).
-    omega
-        Weight omega(sigma) over the density with which sigma was drawn, shape (n,) or one number.
-    lambda_
-        Weight of the transport cost, 0 or larger, shape (n,) or one number.
-
-    Returns
-    -------
-    tuple
-        The loss, and its parts for the record: ``cost``, the mean of |x - G(x)|^2, and ``pull``, the mean size of the
-        fixed gradient. The loss itself is a surrogate: its value tells nothing of the progress.
-
-    Raises
-    ------
-    UserError
-        If lambda_ is negative.
+    ``score = (D - x_sigma) / sigma^2``. It is held fixed and multiplied with the generator's output, so the loss's
+    value tells nothing of the progress; the second result, the mean cost |x - G(x)|^2, does. Source samples x and noise
+    eps are (n, ...), noise levels sigma (n,), lambda_ a number or (n,), and so is omega: omega(sigma) over the density
+    with which sigma was drawn.
     """
-    non_negative(lambda_=lambda_)
     y = generator(x)
     with torch.no_grad():
-        level = sigma.reshape(-1, *[1] * (x.ndim - 1))  # (n, 1, ...)
+        level = _column(sigma, x)
         noisy = y + level * eps
-        pull = (fake(noisy, sigma) - teacher(noisy, sigma)) / level**2
-        pull = pull * torch.as_tensor(omega, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
+        pull = _column(omega, x) * (fake(noisy, sigma) - teacher(noisy, sigma)) / level**2
     cost = (x - y).square().flatten(1).sum(1)  # (n,)
     loss = ((pull * y).flatten(1).sum(1) + lambda_ * cost).mean()
-    return loss, {"cost": cost.detach().mean(), "pull": pull.flatten(1).norm(dim=1).mean()}
+    return loss, cost.detach().mean()
 
 
 def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Tensor | float = 1.0) -> Tensor:
-    """Denoising loss of the fake model on the generator's output (Sec. 3.1); on real data also that of a teacher.
+    """Denoising loss of the fake model on the generator's output y (Sec. 3.1); on real data also that of a teacher.
 
-    Parameters
-    ----------
-    fake
-        Denoiser; trained.
-    y
-        Clean samples, shape (n, ...); no gradient flows into them.
-    eps
-        Standard normal noise, shape (n, ...).
-    sigma
-        Positive noise levels, shape (n,).
-    beta
-        Weight beta(sigma), shape (n,) or one number.
+    Samples y and noise eps are (n, ...), noise levels sigma (n,), the weight beta(sigma) (n,) or a number. No gradient
+    flows into y.
     """
     y = y.detach()
-    level = sigma.reshape(-1, *[1] * (y.ndim - 1))  # (n, 1, ...)
-    error = (fake(y + level * eps, sigma) - y).square().flatten(1).sum(1)  # (n,)
+    error = (fake(y + _column(sigma, y) * eps, sigma) - y).square().flatten(1).sum(1)  # (n,)
     return (beta * error).mean()
+
+
+def _column(value: Tensor | float, x: Tensor) -> Tensor:
+    """A number or values (n,) in a shape that multiplies x (n, ...)."""
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 # ---------------------------------------------------------------------------- weightings: int omega(sigma) dsigma
@@ -112,7 +75,6 @@ def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Tenso
 class Weighting(NamedTuple):
     """A weighting as nodes of a quadrature: ``int omega(sigma) f(sigma) dsigma`` is ``(weights * f(sigmas)).sum()``."""
 
-    name: str
     sigmas: np.ndarray  # (m,)
     weights: np.ndarray  # (m,)
 
@@ -130,16 +92,15 @@ def weightings(nodes: int = 200) -> dict[str, Weighting]:
     lognormal, normal = np.exp(-1.2 + 1.2 * z), normal / normal.sum()
     low, high = math.log(0.002), math.log(80.0)
     karras = karras_sigmas(1000).numpy()[:-1]
-    known = [
-        Weighting("one", half_line, jacobian),
-        Weighting("sigma", half_line, jacobian * half_line),
-        Weighting("lognormal mean", lognormal, normal),
-        Weighting("lognormal mean, sigma^2", lognormal, normal * lognormal**2),
-        Weighting("Karras mean", karras, np.full(1000, 1e-3)),
-        Weighting("log-uniform mean", np.exp(low + (high - low) * u), w),
-        Weighting("uniform mean", 0.002 + 79.998 * u**3, 3 * u**2 * w),  # nodes crowd where the integrand changes
-    ]
-    return {weighting.name: weighting for weighting in known}
+    return {
+        "one": Weighting(half_line, jacobian),
+        "sigma": Weighting(half_line, jacobian * half_line),
+        "lognormal mean": Weighting(lognormal, normal),
+        "lognormal mean, sigma^2": Weighting(lognormal, normal * lognormal**2),
+        "Karras mean": Weighting(karras, np.full(1000, 1e-3)),
+        "log-uniform mean": Weighting(np.exp(low + (high - low) * u), w),
+        "uniform mean": Weighting(0.002 + 79.998 * u**3, 3 * u**2 * w),  # nodes crowd where the integrand changes
+    }
 
 
 # ------------------------------------------------------------- Fig. 2: N(0, I) to N(0, s^2 I) with G(x) = r C(alpha) x
@@ -157,73 +118,33 @@ def transport_cost(r: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def surface(r: np.ndarray, alpha: np.ndarray, s: float, lambda_: float, weighting: Weighting) -> np.ndarray:
-    """Objective L^lambda of Fig. 2 by quadrature over sigma; r and alpha broadcast.
-
-    Raises
-    ------
-    UserError
-        If lambda_ is negative.
-    """
-    non_negative(lambda_=lambda_)
+    """Objective L^lambda of Fig. 2 by quadrature over sigma; r and alpha broadcast."""
     divergence = gaussian_kl(np.asarray(r)[..., None], s, weighting.sigmas) @ weighting.weights
     return divergence + lambda_ * transport_cost(r, alpha)
 
 
-def matching_closed_form(r: np.ndarray, s: float, omega: str = "one") -> np.ndarray:
-    """Closed form of ``int_0^inf omega KL dsigma`` for d = 2 and omega = 1 (``one``) or omega = sigma (``sigma``).
-
-    Our derivation: ``pi (r - s)^2 / (2 s)``, and ``(s^2 - r^2 - 2 r^2 ln(s / r)) / 2``.
-    """
-    if omega == "one":
-        return math.pi * (r - s) ** 2 / (2 * s)
-    if omega == "sigma":
-        return (s**2 - r**2 - 2 * r**2 * np.log(s / r)) / 2
-    raise UserError(f"omega: no closed form for '{omega}'; one of 'one', 'sigma'")
-
-
-def band_closed_form(r: np.ndarray, s: float, low: float, high: float) -> np.ndarray:
-    """Closed form of the integral of KL over sigma in [low, high] with omega = 1, d = 2 (our derivation)."""
-
-    def antiderivative(sigma: float) -> np.ndarray:
-        logs = sigma * np.log((sigma**2 + r**2) / (sigma**2 + s**2))
-        arcs = 2 * r * np.arctan2(sigma, r) - 2 * s * np.arctan2(sigma, s)
-        return (r**2 - s**2) / s * np.arctan2(sigma, s) - logs - arcs
-
-    return antiderivative(high) - antiderivative(low)
-
-
 def best_radius(s: float, lambda_: float) -> float:
-    """Radius of the minimum for omega = 1, ``s (pi + 4 lambda) / (pi + 4 lambda s)``; its angle is 0 (our derivation).
-
-    Raises
-    ------
-    UserError
-        If lambda_ is negative.
-    """
-    non_negative(lambda_=lambda_)
+    """Radius of the minimum for omega = 1, ``s (pi + 4 lambda) / (pi + 4 lambda s)``; angle 0 (our derivation)."""
     return s * (math.pi + 4 * lambda_) / (math.pi + 4 * lambda_ * s)
 
 
 def best_radius_sigma(s: float, lambda_: float) -> float:
     """Radius of the minimum for omega = sigma: root of ``r ln(s / r) = 2 lambda (r - 1)`` between 1 and s."""
-    non_negative(lambda_=lambda_)
-    root = partial(optimize.brentq, a=1.0, b=s, xtol=1e-14)
-    return float(root(lambda r: r * math.log(s / r) - 2 * lambda_ * (r - 1)))
+    return float(optimize.brentq(lambda r: r * math.log(s / r) - 2 * lambda_ * (r - 1), 1.0, s, xtol=1e-14))
 
 
 def stationary_radius(s: float, lambda_: float, weighting: Weighting) -> float:
     """Radius of the minimum for any weighting: root of ``r (s^2 - r^2) I(r) = 2 lambda (r - 1)`` between 1 and s.
 
-    ``I(r)`` is the integral of ``omega / ((s^2 + sigma^2) (r^2 + sigma^2))``; s must be above 1.
+    ``I(r)`` is the integral of ``omega / ((s^2 + sigma^2) (r^2 + sigma^2))``; s must be above 1, lambda above 0.
     """
-    non_negative(lambda_=lambda_)
 
     def slope(r: float) -> float:
         squares = weighting.sigmas**2
         integral = float(np.sum(weighting.weights / ((s**2 + squares) * (r**2 + squares))))
         return r * (s**2 - r**2) * integral - 2 * lambda_ * (r - 1)
 
-    return float(optimize.brentq(slope, 1.0, s, xtol=1e-14)) if lambda_ > 0 else s
+    return float(optimize.brentq(slope, 1.0, s, xtol=1e-14))
 
 
 def minimum_by_quadrature(
@@ -236,24 +157,20 @@ def minimum_by_quadrature(
 
     The gradient is integrated too: a search on values alone ends about 1e-6 away.
     """
-    non_negative(lambda_=lambda_)
-
-    def gradient_in_r(r: float) -> float:
-        def integrand(sigma: float) -> float:
-            return omega(sigma) * 2 * r * (r**2 - s**2) / ((s**2 + sigma**2) * (r**2 + sigma**2))
-
-        return integrate.quad(integrand, 0, math.inf, epsabs=1e-12, epsrel=1e-12)[0]
 
     def objective(p: np.ndarray) -> tuple[float, np.ndarray]:
         r, alpha = p
+
+        def slope(sigma: float) -> float:
+            return omega(sigma) * 2 * r * (r**2 - s**2) / ((s**2 + sigma**2) * (r**2 + sigma**2))
+
         value = integrate.quad(lambda sigma: omega(sigma) * float(gaussian_kl(r, s, sigma)), 0, math.inf)[0]
-        slope_r = gradient_in_r(r) + lambda_ * 4 * (r - math.cos(alpha))
+        slope_r = integrate.quad(slope, 0, math.inf, epsabs=1e-12, epsrel=1e-12)[0]
+        slope_r += lambda_ * 4 * (r - math.cos(alpha))
         return value + lambda_ * transport_cost(r, alpha), np.array([slope_r, lambda_ * 4 * r * math.sin(alpha)])
 
-    bounds, options = (
-        [(1e-3, None), (-math.pi, math.pi)],
-        {"ftol": 1e-15, "gtol": 1e-10},
-    )  # (-r, alpha + pi) is (r, alpha)
+    bounds = [(1e-3, None), (-math.pi, math.pi)]  # (-r, alpha + pi) is (r, alpha)
+    options = {"ftol": 1e-15, "gtol": 1e-10}
     found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return float(found.x[0]), float(found.x[1])
 
@@ -261,20 +178,11 @@ def minimum_by_quadrature(
 def linear_descent(
     A: Tensor, s: float, lambda_: float, weighting: Weighting, steps: int = 500, rate: float = 0.2
 ) -> Tensor:
-    """Gradient descent on `generator_loss` over linear generators ``G(x) = A x``, scores exact, expectation exact.
+    """Gradient descent on `generator_loss` over linear generators ``G(x) = A x``; returns the last A, (2, 2) float64.
 
     The fake law N(0, A A^T) is known at every step. For linear maps the gradient's expectation depends on second
-    moments only, so 2 * (2 + 2) symmetric points (x, eps) with unit covariance give it without sampling error.
-
-    Parameters
-    ----------
-    A
-        Start, shape (2, 2), float64; ``r C(alpha)`` for the family of Fig. 2.
-
-    Returns
-    -------
-    Tensor
-        The matrix after `steps` steps, shape (2, 2).
+    moments only, so 2 * (2 + 2) symmetric points (x, eps) with unit covariance give it without sampling error. The
+    start A is `rotation` for the family of Fig. 2.
     """
     A = A.clone().requires_grad_()
     sigmas, weights = torch.as_tensor(weighting.sigmas), torch.as_tensor(weighting.weights)

@@ -1,243 +1,186 @@
 """The 2-D study of RDMD (arXiv 2406.14762): Fig. 3 with trained networks, and measures of a map.
 
-Many small networks (every lambda and every seed) train at once as one stack; a stack's batch is a run of equal blocks
-of rows, one block a member, so the losses of `lib.papers.rdmd.method` and the loop of `lib.ground.train` need not know
-of it.
+The networks of every lambda and every seed train at once as one stack: its rows are equal blocks, one a member, so the
+losses of `lib.papers.rdmd.method` and the loop of `lib.ground.train` need not know of it. This is for speed alone. Up
+to rounding a member's numbers depend on its own lambda and seed, whatever the others are. Parameters `p` are those of
+the notebook 10_rdmd_2d.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import ot
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib.ground import nets
+from lib.ground import nets, toy2d
+from lib.ground.nets import Stack
 from lib.ground.toy2d import Mixture
 from lib.ground.train import train
 from lib.papers.rdmd import method as rdmd
 
 SIGMA_RANGE = (0.1, 10.0)  # noise levels drawn log-uniformly, for the teacher, the fake and the generator
+STREAMS = {  # of random numbers, by what is added to the seed; every seed below 10,000 has its own of each
+    "points": 0,
+    "fresh": 1_000_000,
+    "floor": 1_010_000,
+    "teacher": 2_000_000,
+    "generator": 3_000_000,
+    "picture": 4_000_000,
+}
+
+# ------------------------------------------------------------------------------------------- random numbers by seed
 
 
-class Stack(nn.Module):
-    """Equal networks that run side by side: block j of the rows goes through member j.
-
-    Parameters
-    ----------
-    members
-        Networks of one architecture, called as ``net(x, sigma)``.
-    sigma
-        Noise level used where `forward` gets none: a generator is a denoiser held at one level.
-    """
-
-    def __init__(self, members: Sequence[nn.Module], sigma: float = 1.0) -> None:
-        super().__init__()
-        weights, buffers = nets.stack(members)
-        self.weights = nn.ParameterList([value.detach().clone() for value in weights.values()])
-        self.names, self.sigma, self.size = list(weights), sigma, len(members)
-        for name, value in buffers.items():
-            self.register_buffer(name.replace(".", "_"), value, persistent=False)
-        self.buffer_names = list(buffers)
-        self.architecture = [copy.deepcopy(members[0]).to("meta")]  # in a list: not a module of its own
-
-    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Output of shape (size * n, d) for rows x (size * n, d) and noise levels (size * n,)."""
-        level = torch.full_like(x[:, 0], self.sigma) if sigma is None else sigma
-        state = dict(zip(self.names, self.weights, strict=True))
-        state |= {name: getattr(self, name.replace(".", "_")) for name in self.buffer_names}
-        blocks = x.unflatten(0, (self.size, -1)), level.unflatten(0, (self.size, -1))  # (size, n, d), (size, n)
-        call = torch.vmap(lambda s, *inputs: torch.func.functional_call(self.architecture[0], s, inputs))
-        return call(state, *blocks).flatten(0, 1)  # (size * n, d)
-
-    def first(self, n: int) -> Stack:
-        """Return a trainable copy of the first n members."""
-        return self._changed(lambda value: value[:n])
-
-    def tiled(self, times: int) -> Stack:
-        """Return a trainable copy with all members repeated in order: 1 2 3 1 2 3 ..."""
-        return self._changed(lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Stack:
-        other = copy.deepcopy(self)
-        other.weights = nn.ParameterList([change(weight.detach()).clone() for weight in self.weights])
-        for name in self.buffer_names:
-            setattr(other, name.replace(".", "_"), change(getattr(self, name.replace(".", "_"))))
-        other.size = len(other.weights[0])
-        return other
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """Random numbers of one seed for one purpose."""
+    return torch.Generator().manual_seed(STREAMS[purpose] + seed)
 
 
-def new_stack(seeds: Sequence[int], width: int, depth: int, sigma_data: float) -> Stack:
-    """Stack of untrained denoisers of the plane, the weights of member j drawn with seed j."""
+def laws(p: SimpleNamespace) -> tuple[Mixture, Mixture]:
+    """Source and target of Fig. 3."""
+    return toy2d.Gaussian(torch.zeros(2), 1.0), toy2d.eight_gaussians(p.radius, p.std)
+
+
+def draw(seeds: Sequence[int], n: int, purpose: str, p: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    """Points of source and target, each (seeds, n, 2)."""
+    streams = [stream(seed, purpose) for seed in seeds]
+    source, target = (torch.stack([law.sample(n, generator) for generator in streams]) for law in laws(p))
+    return source, target
+
+
+def pick(points: Tensor, n: int, streams: Sequence[torch.Generator]) -> Tensor:
+    """Draw n of the points (seeds, m, 2) with replacement, (seeds, n, 2)."""
+    index = torch.stack([torch.randint(points.shape[1], (n,), generator=generator) for generator in streams])
+    return points.gather(1, index[..., None].expand(-1, -1, 2))
+
+
+def noise(n: int, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Standard normal noise (seeds, n, 2) and noise levels (seeds, n), log-uniform in `SIGMA_RANGE`."""
+    low, high = (math.log(level) for level in SIGMA_RANGE)
+    pairs = [(torch.randn(n, 2, generator=g), torch.rand(n, generator=g)) for g in streams]
+    eps, u = (torch.stack(part) for part in zip(*pairs, strict=True))
+    return eps, (low + (high - low) * u).exp()
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+def denoisers(seeds: Sequence[int], p: SimpleNamespace) -> Stack:
+    """Untrained denoisers of the plane, the weights of a member drawn with its seed."""
     members = []
     with torch.random.fork_rng(devices=[]):
         for seed in seeds:
             torch.manual_seed(seed)
-            net = nets.MLP(dim=2, width=width, depth=depth, level="sigma", frequencies=4)
-            members.append(nets.EDM(net, sigma_data))
+            net = nets.MLP(dim=2, width=p.width, depth=p.depth, level="sigma", frequencies=4)
+            members.append(nets.EDM(net, deviation(p)))
     return Stack(members)
 
 
-class Points(NamedTuple):
-    """Training points of every seed: source and target, each (seeds, n, 2)."""
-
-    source: Tensor
-    target: Tensor
+def deviation(p: SimpleNamespace) -> float:
+    """Standard deviation of the target along an axis."""
+    return math.sqrt(p.radius**2 / 2 + p.std**2)
 
 
-def draw_points(source: Mixture, target: Mixture, n: int, seeds: Sequence[int]) -> Points:
-    """Fixed training sets, one pair for each seed."""
-    pairs = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        pairs.append((source.sample(n, generator), target.sample(n, generator)))
-    return Points(*(torch.stack(part) for part in zip(*pairs, strict=True)))
+def generate(generator: Stack, x: Tensor) -> Tensor:
+    """Outputs for rows x (members * n, 2): a generator is a denoiser held at sigma = 1 (the paper, App. B)."""
+    return generator.rows(x, torch.ones_like(x[:, 0]))
 
 
-def train_teacher(points: Points, stack: Stack, steps: int, batch: int, rate: float, seed: int) -> Stack:
-    """Train one denoiser of the target for each seed, in place, and freeze it.
+def train_teacher(seeds: Sequence[int], p: SimpleNamespace, device: torch.device) -> Stack:
+    """Train one denoiser of the target's `p.points` points for each seed, and freeze it."""
+    stack, streams = denoisers(seeds, p).to(device), [stream(seed, "teacher") for seed in seeds]
+    _, target = draw(seeds, p.points, "points", p)
+    optimizers = _optimizers(stack, p.fake_rate, p.teacher_steps)
 
-    Parameters
-    ----------
-    stack
-        As many members as there are seeds in `points`.
-    rate
-        Learning rate of Adam, falling to 0 along a cosine.
-    """
-    optimizers, spread = _optimizers(stack, rate, steps), float(points.target.std())
-    device = stack.weights[0].device
+    def sample(_: torch.Generator) -> list[Tensor]:
+        drawn = (pick(target, 4 * p.batch, streams), *noise(4 * p.batch, streams))
+        return [part.flatten(0, 1).to(device) for part in drawn]
 
-    def sample(generator: torch.Generator) -> tuple[Tensor, ...]:
-        y = _pick(points.target, batch, generator)
-        return _to(device, y, torch.randn(y.shape, generator=generator), draw_sigma(y.shape[:2], generator))
+    def step(batch: list[Tensor]) -> dict[str, Tensor]:
+        y, eps, sigma = batch
+        return {"teacher": _descend(rdmd.fake_loss(stack.rows, y, eps, sigma, _beta(sigma, p)), stack, optimizers)}
 
-    def step(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        y, eps, sigma = (part.flatten(0, 1) for part in batch)
-        loss = rdmd.fake_loss(stack, y, eps, sigma, _beta(sigma, spread))
-        _descend(loss, stack.size, optimizers)
-        return {"teacher": loss.detach()}
-
-    train(step, sample, {"teacher": stack}, optimizers, steps=steps, seed=seed)
+    train(step, sample, {"teacher": stack}, optimizers, p.teacher_steps)
     return stack.requires_grad_(False)
 
 
 def train_generators(
-    points: Points,
-    teacher: Stack | Mixture,
+    seeds: Sequence[int],
+    lambdas: Sequence[float],
+    p: SimpleNamespace,
+    score: Stack | Mixture,
     fake: Stack,
     generator: Stack,
-    lambdas: Sequence[float],
-    steps: int,
-    batch: int,
-    rate: float,
-    fake_rate: float,
-    fake_steps: int = 1,
-    warm_up: int = 0,
-    omega: Callable[[Tensor], Tensor] = torch.ones_like,
-    seed: int = 0,
 ) -> Stack:
-    """Train RDMD generators for every lambda and seed, in place: the coordinate descent of Sec. 3.1.
+    """Train RDMD generators for every lambda and seed, in place: the coordinate descent of Sec. 3.1, omega = 1.
 
-    Parameters
-    ----------
-    teacher
-        Stack with one member for each seed, or the target law itself for its exact denoiser.
-    fake, generator
-        Stacks with a member for each pair of lambda and seed, seeds varying fastest. Seeds share their draws over all
-        lambdas.
-    rate, fake_rate
-        Learning rates of Adam, falling to 0 along a cosine. A fake that lags behind folds the map for good at small
-        lambda, so it should learn faster than the generator.
-    fake_steps
-        Updates of the fake before each update of the generator, on the same outputs with fresh noise.
-    warm_up
-        Updates of the fake alone before the first of the generator, so that it knows the law the generator starts with.
-    omega
-        Weight omega(sigma) under the integral over dsigma.
+    The score of the target is that of a teacher for each seed, or the law's own. `fake` and `generator` have a member
+    for each pair of lambda and seed, seeds varying fastest. All lambdas of a seed see the same draws. The fake learns
+    the generator's starting law in `p.warm_up` steps, then takes `p.fake_steps` steps before each of the generator's,
+    on the same outputs with fresh noise. One that lags behind folds the map for good at small lambda, so its learning
+    rate `p.fake_rate` should exceed the generator's `p.rate`.
     """
-    seeds, spread = len(points.source), float(points.target.std())
-    lambda_ = torch.tensor(lambdas).repeat_interleave(seeds)  # (members,)
-    fake_optimizers = _optimizers(fake, fake_rate, warm_up + steps * fake_steps)
-    own_optimizers = _optimizers(generator, rate, steps)
-    device = generator.weights[0].device
-    truth = teacher.tiled(len(lambdas)) if isinstance(teacher, Stack) else teacher.denoise
-    rows = lambda_.to(device).repeat_interleave(batch)  # (members * batch,)
+    device = generator.members[0].device
+    truth = score.select([*range(len(seeds))] * len(lambdas)).rows if isinstance(score, Stack) else score.denoise
+    weights = torch.tensor(lambdas).repeat_interleave(len(seeds) * p.batch).to(device)  # (rows,)
+    points, streams = draw(seeds, p.points, "points", p)[0], [stream(seed, "generator") for seed in seeds]
+    fake_optimizers = _optimizers(fake, p.fake_rate, p.warm_up + p.steps * p.fake_steps)
+    own_optimizers = _optimizers(generator, p.rate, p.steps)
 
-    def sample(rng: torch.Generator) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        x = _pick(points.source, batch, rng)  # (seeds, batch, 2)
-        noises = [(torch.randn(x.shape, generator=rng), draw_sigma(x.shape[:2], rng)) for _ in range(fake_steps + 1)]
-        return x.to(device), [_to(device, *noise) for noise in noises]
+    def rows(part: Tensor) -> Tensor:  # (seeds, n, ...) to (lambdas * seeds * n, ...)
+        return part.repeat(len(lambdas), *[1] * (part.ndim - 1)).flatten(0, 1).to(device)
+
+    def sample(_: torch.Generator) -> tuple[Tensor, list[list[Tensor]]]:
+        x = rows(pick(points, p.batch, streams))
+        return x, [[rows(part) for part in noise(p.batch, streams)] for _ in range(p.fake_steps + 1)]
 
     def update_fake(y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        loss = rdmd.fake_loss(fake, y, eps, sigma, _beta(sigma, spread))
-        _descend(loss, fake.size, fake_optimizers)
-        return loss.detach()
+        return _descend(rdmd.fake_loss(fake.rows, y, eps, sigma, _beta(sigma, p)), fake, fake_optimizers)
 
-    def first_step(draws: tuple[Tensor, list[tuple[Tensor, ...]]]) -> dict[str, Tensor]:
-        x, (eps, sigma) = (_spread(draws[0], len(lambdas)), [_spread(part, len(lambdas)) for part in draws[1][0]])
+    def first_step(draws: tuple[Tensor, list[list[Tensor]]]) -> dict[str, Tensor]:
+        x, (level, *_) = draws
         with torch.no_grad():
-            y = generator(x)
-        return {"fake": update_fake(y, eps, sigma)}
+            y = generate(generator, x)
+        return {"fake": update_fake(y, *level)}
 
-    def step(draws: tuple[Tensor, list[tuple[Tensor, ...]]]) -> dict[str, Tensor]:
-        x = _spread(draws[0], len(lambdas))
-        *early, late = [tuple(_spread(part, len(lambdas)) for part in noise) for noise in draws[1]]
-        y = generator(x)  # (members * batch, 2)
-        values = [update_fake(y, *noise) for noise in early]
-        eps, sigma = late
+    def step(draws: tuple[Tensor, list[list[Tensor]]]) -> dict[str, Tensor]:
+        x, (*early, (eps, sigma)) = draws
+        y = generate(generator, x)
+        losses = [update_fake(y, *level) for level in early]
         density = 1 / (sigma * math.log(SIGMA_RANGE[1] / SIGMA_RANGE[0]))
-        loss, parts = rdmd.generator_loss(lambda _: y, fake, truth, x, eps, sigma, omega(sigma) / density, rows)
-        _descend(loss, generator.size, own_optimizers)
-        return {"fake": values[-1], "cost": parts["cost"]}
+        loss, cost = rdmd.generator_loss(lambda _: y, fake.rows, truth, x, eps, sigma, 1 / density, weights)
+        _descend(loss, generator, own_optimizers)
+        return {"fake": losses[-1], "cost": cost}
 
-    if warm_up:
-        train(first_step, sample, {"fake": fake}, fake_optimizers, steps=warm_up, seed=seed)
+    train(first_step, sample, {"fake": fake}, fake_optimizers, p.warm_up)
     both = {f"fake_{k}": v for k, v in fake_optimizers.items()} | {f"own_{k}": v for k, v in own_optimizers.items()}
-    train(step, sample, {"generator": generator, "fake": fake}, both, steps=steps, seed=seed)
+    train(step, sample, {"generator": generator, "fake": fake}, both, p.steps)
     return generator.requires_grad_(False)
 
 
-def draw_sigma(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Noise levels, log-uniform in `SIGMA_RANGE`."""
-    low, high = (math.log(level) for level in SIGMA_RANGE)
-    return (low + (high - low) * torch.rand(tuple(shape), generator=generator)).exp()
-
-
-def _beta(sigma: Tensor, spread: float) -> Tensor:
+def _beta(sigma: Tensor, p: SimpleNamespace) -> Tensor:
     """Weight of the denoising losses, EDM's: errors count alike at every level (Karras et al. 2022, Tab. 1)."""
-    return sigma**-2 + spread**-2
+    return sigma**-2 + deviation(p) ** -2
 
 
-def _optimizers(stack: Stack, rate: float, steps: int) -> dict:
+def _optimizers(stack: Stack, rate: float, steps: int) -> dict[str, Any]:
     adam = torch.optim.Adam(stack.parameters(), lr=rate, foreach=True)
     return {"adam": adam, "cosine": torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)}
 
 
-def _descend(loss: Tensor, size: int, optimizers: dict) -> None:
+def _descend(loss: Tensor, stack: Stack, optimizers: dict[str, Any]) -> Tensor:
     """One update; the mean over all rows times the number of members is the sum of the members' own losses."""
     optimizers["adam"].zero_grad(set_to_none=True)
-    (size * loss).backward()
+    (len(stack) * loss).backward()
     optimizers["adam"].step()
     optimizers["cosine"].step()
-
-
-def _pick(points: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    index = torch.randint(points.shape[1], (len(points), n, 1), generator=generator)  # (seeds, n, 1)
-    return points.gather(1, index.expand(-1, -1, points.shape[2]))  # (seeds, n, 2)
-
-
-def _spread(part: Tensor, lambdas: int) -> Tensor:
-    """Give every lambda the same draws: (seeds, n, ...) to (lambdas * seeds * n, ...)."""
-    return part.repeat(lambdas, *[1] * (part.ndim - 1)).flatten(0, 1)
-
-
-def _to(device: torch.device, *parts: Tensor) -> tuple[Tensor, ...]:
-    return tuple(part.to(device) for part in parts)
+    return loss.detach()
 
 
 # ----------------------------------------------------------------------------------------------- measures of a map
@@ -263,44 +206,6 @@ def crossing_share(x: np.ndarray, y: np.ndarray) -> float:
     first = side(x[i], y[i], x[j]) * side(x[i], y[i], y[j]) < 0
     second = side(x[j], y[j], x[i]) * side(x[j], y[j], y[i]) < 0
     return float((first & second).mean())
-
-
-def judge_stack(
-    generator: Stack, source: Mixture, target: Mixture, lambdas: int, seeds: Sequence[int], n: int
-) -> dict[str, np.ndarray]:
-    """`judge_map` on n fresh points a seed, as arrays (lambdas, seeds); all lambdas of a seed share the points."""
-    judged = []
-    for column, (x, y) in enumerate(_fresh(source, target, n, seeds)):
-        outputs = apply_stack(generator, x, lambdas)[:, column].double().numpy()  # (lambdas, n, 2)
-        judged.append([judge_map(x.double().numpy(), output, y.double().numpy()) for output in outputs])
-    return {key: np.array([[row[key] for row in rows] for rows in judged]).T for key in judged[0][0]}
-
-
-def judge_optimum(source: Mixture, target: Mixture, seeds: Sequence[int], n: int) -> dict[str, np.ndarray]:
-    """`judge_map` of POT's exact map between the points of `judge_stack`, and the distance's floor: arrays (seeds,).
-
-    ``floor`` is the 2-Wasserstein distance of two samples of the target: what a perfect generator would score.
-    """
-    rows = []
-    for (x, y), (_, other) in zip(
-        _fresh(source, target, n, seeds), _fresh(source, target, n, [s + 10_000 for s in seeds]), strict=True
-    ):
-        a, b = x.double().numpy(), y.double().numpy()
-        rows.append(judge_map(a, transport_map(a, b), b) | {"floor": math.sqrt(w2_squared(b, other.double().numpy()))})
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
-
-
-def apply_stack(generator: Stack, x: Tensor, lambdas: int) -> Tensor:
-    """Outputs (lambdas, seeds, n, 2) of all members for the same points x (n, 2), on the CPU."""
-    rows = x.to(generator.weights[0].device).repeat(generator.size, 1)  # (size * n, 2)
-    with torch.no_grad():
-        return generator(rows).unflatten(0, (lambdas, -1, len(x))).cpu()
-
-
-def _fresh(source: Mixture, target: Mixture, n: int, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Held-out points of source and target, drawn apart from those of `draw_points`."""
-    generators = [torch.Generator().manual_seed(1_000_000 + seed) for seed in seeds]
-    return [(source.sample(n, generator), target.sample(n, generator)) for generator in generators]
 
 
 def swap_share(x: np.ndarray, y: np.ndarray) -> float:

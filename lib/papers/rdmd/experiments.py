@@ -1,0 +1,102 @@
+"""What the notebook 10_rdmd_2d measures (RDMD, arXiv 2406.14762: Figs. 2 and 3, Theorem 3.1).
+
+`trained_maps` takes a list of seeds for the sake of speed; every seed's numbers are its own (`lib.papers.rdmd.toy`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from lib.ground.nets import Stack
+from lib.ground.toy2d import Mixture
+from lib.papers.rdmd import method as rdmd
+from lib.papers.rdmd import quantiles, toy
+
+PICTURED = 400  # points of a drawn map
+
+
+def three_minima(s: float, lambda_: float, weighting: str) -> dict[str, float | str]:
+    """Minimum of Fig. 2 by closed form, quadrature, and descent from far away; weighting "one" or "sigma"."""
+    one = weighting == "one"
+    exact = rdmd.best_radius(s, lambda_) if one else rdmd.best_radius_sigma(s, lambda_)
+    found = rdmd.minimum_by_quadrature(s, lambda_, lambda sigma: 1.0 if one else sigma)
+    nodes = rdmd.weightings(48)[weighting]
+    end = rdmd.radius_and_angle(rdmd.linear_descent(rdmd.rotation(0.5, 2.5), s, lambda_, nodes, steps=600))
+    row = {"omega": weighting, "lambda": lambda_, "closed form": exact, "quadrature": found[0], "descent": end[0]}
+    gap = float(np.ptp([(exact, 0.0), found, end], axis=0).max())
+    return row | {"angle, quadrature": found[1], "angle, descent": end[1], "gap": gap}
+
+
+def circle_spread(s: float, lambda_: float) -> float:
+    """Spread of the objective over all angles at radius s, omega = 1: 0 if the whole circle is minimal (R1)."""
+    angles = np.linspace(-math.pi, math.pi, 721)
+    return float(np.ptp(rdmd.surface(np.full(721, s), angles, s, lambda_, rdmd.weightings()["one"])))
+
+
+def trained_maps(
+    seeds: Sequence[int],
+    lambdas: Sequence[float],
+    p: SimpleNamespace,
+    teacher: Stack,
+    score: Stack | Mixture,
+    start: Stack | None = None,
+) -> dict[str, np.ndarray]:
+    """Measures of `toy.judge_map` for trained generators, arrays (seeds, lambdas), on fresh points (R2, R3).
+
+    Teacher and start (by default the teacher) have one member a seed. "outputs" (seeds, lambdas, 400, 2) belong to the
+    inputs of `optimal_maps`.
+    """
+    copies = [*range(len(seeds))] * len(lambdas)
+    members = (stack.select(copies) for stack in (teacher, start or teacher))
+    generator = toy.train_generators(seeds, lambdas, p, score, *members)
+
+    def outputs(x: torch.Tensor) -> np.ndarray:  # (seeds, n, 2) to (seeds, lambdas, n, 2)
+        rows = x.repeat(len(lambdas), 1, 1).flatten(0, 1).to(generator.members[0].device)
+        y = toy.generate(generator, rows).unflatten(0, (len(lambdas), len(seeds), -1))
+        return y.transpose(0, 1).double().cpu().numpy()
+
+    x, target = toy.draw(seeds, p.judged_points, "fresh", p)
+    judged = [
+        [toy.judge_map(a.double().numpy(), b, c.double().numpy()) for b in maps]
+        for a, maps, c in zip(x, outputs(x), target, strict=True)
+    ]
+    measures = {key: np.array([[row[key] for row in rows] for rows in judged]) for key in judged[0][0]}
+    return measures | {"outputs": outputs(toy.draw(seeds, PICTURED, "picture", p)[0])}
+
+
+def optimal_maps(seeds: Sequence[int], p: SimpleNamespace) -> dict[str, np.ndarray]:
+    """The same for POT's exact map between the judged points, arrays (seeds,), and maps of points to be drawn.
+
+    "floor" is the 2-Wasserstein distance of two samples of the target, what a perfect generator would score; "inputs"
+    and "outputs" are (seeds, 400, 2).
+    """
+    pairs = [toy.draw(seeds, n, purpose, p) for n, purpose in ((p.judged_points, "fresh"), (PICTURED, "picture"))]
+    (x, y), (inputs, ends) = ([part.double().numpy() for part in pair] for pair in pairs)
+    others = toy.draw(seeds, p.judged_points, "floor", p)[1].double().numpy()
+    judged = [toy.judge_map(a, toy.transport_map(a, b), b) for a, b in zip(x, y, strict=True)]
+    measures = {key: np.array([row[key] for row in judged]) for key in judged[0]}
+    floor = np.array([math.sqrt(toy.w2_squared(a, b)) for a, b in zip(y, others, strict=True)])
+    maps = np.stack([toy.transport_map(a, b) for a, b in zip(inputs, ends, strict=True)])
+    return measures | {"floor": floor, "inputs": inputs, "outputs": maps}
+
+
+def gaussian_slope(s: float) -> float:
+    """Slope of s - r* at lambda = 0, from minima found by quadrature at two small lambdas, extrapolated (R3)."""
+    slopes = [(s - rdmd.minimum_by_quadrature(s, value, start=(1.4, 0.0))[0]) / value for value in (0.002, 0.001)]
+    return 2 * slopes[1] - slopes[0]
+
+
+def quantile_maps(lambdas: Sequence[float], n: int) -> dict[str, np.ndarray]:
+    """One-dimensional maps of n quantiles for each lambda, and last of lambda 0 from a decreasing start (R3).
+
+    Points "u" (n,), the optimal map "monge" (n,), "maps" (lambdas + 1, n) and their "rms" errors (lambdas + 1,).
+    """
+    u = (np.arange(n) + 0.5) / n
+    monge = quantiles.edge_quantiles(u)
+    maps = [quantiles.quantile_map(value, u) for value in lambdas] + [quantiles.quantile_map(0.0, 1 - u)]
+    return {"u": u, "monge": monge, "maps": np.array(maps), "rms": np.sqrt(np.mean((maps - monge) ** 2, axis=1))}

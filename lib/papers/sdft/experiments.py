@@ -1,0 +1,381 @@
+"""What one replicate of each SDFT experiment measures, from one seed and `p`, the parameters of its notebook.
+
+Each function returns small arrays by name; :func:`collect` stacks those of several seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from lib.ground import diffusion
+from lib.ground.diffusion import Model, Schedule
+from lib.ground.finetune import Options
+from lib.ground.nets import eps_model
+from lib.ground.noised_classifier import NoisedClassifier, train_noised
+from lib.measures import distances
+from lib.papers.baselines import asyrp, translation
+from lib.papers.baselines.egsde import egsde
+from lib.papers.sdft import method as sdft
+from lib.worlds import digits
+from lib.worlds import judge as judging
+
+Arrays = dict[str, np.ndarray]
+Look = Callable[[Model], Tensor] | None
+MISSING = [k for k in range(10) if k not in digits.KEPT]
+SHARES = ("realism", "agreement", "coverage", "frechet")  # measures of `limited_data`
+KEEPING = ("realism", "kept", "kept_seen", "kept_missing", "distance")  # measures of `translations`
+EDITING = ("success", "preserved", "realism", "missing")  # measures of `edits`
+SHOWN = 8  # samples kept as pictures
+
+
+def collect(rows: list[Arrays]) -> Arrays:
+    """Stack the arrays of several seeds along a new first axis."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
+    """Return the gain at equal realism, one value a seed, of curves (seeds, points, 2: realism, agreement)."""
+    pairs = zip(torch.tensor(ours), torch.tensor(naive), strict=True)
+    return np.array([distances.gain_at_equal_realism(*pair) for pair in pairs])
+
+
+def pure_noise(seed: int, p: Any, unet: Any, schedule: Schedule) -> Arrays:
+    """S1: relative squared error of the noise predicted from pure noise and from noisy images, each (timesteps,)."""
+    generator, printed = rng(seed), digits.printed(unet.config.sample_size).images
+    eps = torch.randn(p.images, *printed.shape[1:], generator=generator).to(unet.device)
+    x0 = printed[torch.randint(len(printed), (p.images,), generator=generator)].to(unet.device)
+
+    def error(x: Tensor, t: Tensor) -> float:
+        with torch.no_grad():
+            return ((eps_model(unet)(x, t) - eps).square().mean() / eps.square().mean()).item()
+
+    timesteps = [torch.full((p.images,), t, device=unet.device) for t in range(p.every, schedule.T, p.every)]
+    on_images = [error(schedule.add_noise(x0, eps, t), t) for t in timesteps]
+    return {"noise": np.array([error(eps, t) for t in timesteps]), "images": np.array(on_images)}
+
+
+def arms(p: Any) -> dict[str, dict[str, float]]:
+    """Return the arms of :func:`limited_data`: lambdas and gammas by name."""
+    names = ("lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux")
+    L, d, a = p.lambda_sdft, p.gamma_distill, p.gamma_aux
+    values = {
+        "naive": (0, d, 0, a),
+        "distill": (L, d, 0, a),
+        "aux": (0, d, L, a),
+        "SDFT": (L, d, L, a),
+        "gamma 0": (L, 0, L, 0),
+        **{f"SDFT, {other:g}": (other, d, other, a) for other in p.lambdas_more},
+    }
+    return {arm: dict(zip(names, numbers, strict=True)) for arm, numbers in values.items()}
+
+
+def limited_data(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+    """S2: every arm on one biased draw of the target, sampled from equal noise; SHARES at each checkpoint, and samples.
+
+    An arm's array is (checkpoints, measures), the source's (measures,); "samples" are (SHOWN, source and arms, ...).
+    """
+    everything = digits.handwritten(judge.size)
+    full = judging.judge(judge, everything.images).features
+    target = digits.limited(everything, p.shots, seed=seed).images.to(unet.device)
+    noise = torch.randn(p.samples, *target.shape[1:], generator=rng(seed))
+
+    def draw(model: Model) -> Tensor:
+        return diffusion.sample(model, schedule, noise, p.sampling_steps, rng(seed), device=unet.device)
+
+    def measure(images: Tensor) -> list[float]:
+        v = judging.judge(judge, images)
+        shares = judging.realism(v), judging.agreement(v, of_source), judging.coverage(v, MISSING)
+        return [*shares, distances.frechet_distance(v.features, full)]
+
+    pictures = [draw(eps_model(unet))]
+    of_source = judging.judge(judge, pictures[0])
+    found = {"source": np.array(measure(pictures[0]))}
+    for name, terms in arms(p).items():
+        _, seen = student(unet, schedule, target, p, seed, p.checkpoints, draw, **terms)
+        found[name] = np.array([measure(images) for images in seen])
+        pictures.append(seen[-1])
+    return found | {"samples": torch.stack(pictures, dim=1)[:SHOWN].numpy()}
+
+
+def starts(p: Any) -> list[float]:
+    """Return the start times of :func:`translations`, as shares of T; the paper's two are always among them."""
+    return sorted({0.5, 0.625, *p.starts})
+
+
+def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+    """S3 and S5: held-out printed digits translated by five methods, and pairs of source and student from one noise.
+
+    "METHOD STUDENT" is (starts, KEEPING), "METHOD STUDENT images" (starts, 10, ...) has one input of each class;
+    "pairs STUDENT" is (checkpoints, 2: realism, agreement); the rest are controls, inputs and pictures of pairs.
+    """
+    printed, held_out = digits.split(digits.printed(judge.size))
+    target = digits.limited(digits.handwritten(judge.size), p.shots, seed=seed).images.to(unet.device)
+    inputs = digits.limited(held_out, p.inputs, classes=range(10), seed=seed)
+    first = [int((inputs.labels == k).nonzero()[0]) for k in range(10)]
+    x, source = inputs.images.to(unet.device), eps_model(unet)
+    noise = torch.randn(p.pairs, *target.shape[1:], generator=rng(seed)).to(unet.device)
+    turn = _level(p.pair_start, p.pair_steps)
+
+    def decode(model: Model) -> Tensor:
+        return diffusion.sample_ddim(model, schedule, noise, p.pair_steps, start=turn, clip=True)
+
+    def measure(images: Tensor) -> list[float]:
+        v = judging.judge(judge, images)
+        kept, seen = (v.digit == inputs.labels).float(), torch.isin(inputs.labels, torch.tensor(digits.KEPT))
+        distance = (images.clamp(-1, 1) - x).square().mean((1, 2, 3)).sqrt().mean()
+        return [judging.realism(v), *(part.mean().item() for part in (kept, kept[seen], kept[~seen], distance))]
+
+    found: dict[str, Any] = {"inputs": inputs.images[first].numpy()}
+    models, seen = {}, {"source": decode(source)}
+    reference = judging.judge(judge, seen["source"])
+    for name, weight, order in (("naive", 0, 0), ("SDFT", p.lambda_sdft, 0), ("naive again", 0, 500_000)):
+        terms = {"lambda_distill": weight, "lambda_aux": weight}
+        look = decode if order == 0 else None
+        net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, look, **terms)
+        models[name] = eps_model(net)
+        if pairs:
+            seen[name], verdicts = pairs[-1], [judging.judge(judge, images) for images in pairs]
+            values = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
+            found[f"pairs {name}"] = np.array(values)
+
+    classifier = NoisedClassifier(unet)
+    settings = {"steps": p.classifier_steps, "batch": 2 * p.batch, "lr": p.classifier_lr, "seed": seed}
+    train_noised(classifier, schedule, printed.images.to(unet.device), target, **settings)
+    how, E = {"steps": p.steps, "eta": p.eta, "clip": True}, classifier.features
+    cycle = {"start": _level(p.cycle_start, p.pair_steps), "refine": _level(0.1, p.pair_steps), "clip": True}
+    methods: dict[str, Callable[[Model, int], Tensor]] = {
+        "SDEdit": lambda model, t: translation.sdedit(model, schedule, x, rng(seed), t, **how),
+        "ILVR": lambda model, t: translation.ilvr(model, schedule, x, rng(seed), t, **how),
+        "EGSDE": lambda model, t: egsde(model, E, schedule, x, rng(seed), t, lambda_i=p.lambda_i, **how),
+        "DDIB": lambda model, _: translation.ddib(source, model, schedule, x, p.pair_steps, turn, p.iterations, True),
+        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(
+            source, model, schedule, x, rng(seed), steps=p.pair_steps, **cycle
+        ),
+    }
+    for method, translate in methods.items():
+        times = starts(p) if method in ("SDEdit", "ILVR", "EGSDE") else [0.0]  # the others have one setting
+        for name in models if method == "SDEdit" else ("naive", "SDFT"):
+            outputs = [translate(models[name], _level(start, p.steps)) for start in times]
+            found[f"{method} {name}"] = np.array([measure(y) for y in outputs])
+            found[f"{method} {name} images"] = torch.stack([y[first].cpu() for y in outputs]).numpy()
+
+    usual = distances.nearest(held_out.images, printed.images)[0].max()
+    unusable = distances.nearest(seen["source"].cpu(), printed.images)[0] > usual
+    shifted = judging.judge(judge, seen["SDFT"].roll(1, 0))  # beside each source sample, the student's of another noise
+    back = translation.ddib(source, source, schedule, x, p.pair_steps, turn, p.iterations)
+    controls = {
+        "unusable": unusable.float().mean().item(),
+        "other_noise": judging.agreement(shifted, reference),
+        "identity": (methods["SDEdit"](source, 0) - x).abs().max().item(),
+        "round_trip": (back - x).square().mean().sqrt().item(),
+    }
+    pictures = {f"pairs {name} images": images[:12].cpu().numpy() for name, images in seen.items()}
+    return found | pictures | {name: np.array(value) for name, value in controls.items()}
+
+
+def slant(images: Tensor) -> Tensor:
+    """Return the horizontal shift of the ink for a unit of height, from second moments; positive leans right, (n,)."""
+    ink = (images.clamp(-1, 1)[:, 0] + 1) / 2  # (n, size, size)
+    axis = torch.arange(images.shape[-1], dtype=ink.dtype, device=ink.device)
+    share = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    x, y = axis - (share * axis).sum((1, 2)).view(-1, 1, 1), axis - (share.sum(2) @ axis).view(-1, 1)
+    covariance = (share * x * y[:, :, None]).sum((1, 2))
+    return -covariance / (share.sum(2) * y**2).sum(1).clamp(min=1e-6)  # rows count downwards, hence the sign
+
+
+def strengths(p: Any) -> list[float]:
+    """Return the strengths of the learned direction in :func:`edits`; 0 and 1 are always among them."""
+    return sorted({0.0, 1.0, *p.strengths})
+
+
+def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+    """S4: the edit "lean right" on both students, by a learned, a mean, a random and the source's direction.
+
+    "STUDENT DIRECTION" is (strengths, EDITING), "STUDENT images" (strengths, SHOWN, ...); "difference" is the largest
+    one of strength 0 to plain sampling.
+    """
+    training, held_out = digits.split(digits.handwritten(judge.size))
+    slants = slant(training.images)
+    low, wanted = slants.quantile(1 / 2), slants.quantile(2 / 3)
+    upright = torch.nonzero(slant(held_out.images) < low).flatten()
+    test = digits.select(held_out, upright[torch.randperm(len(upright), generator=rng(seed))[: p.inputs]])
+    target = digits.limited(training, p.shots, seed=seed)
+    printed = digits.limited(digits.printed(judge.size), p.shots, range(10), seed=seed)
+    leans = slants > wanted
+    steering, judging_slant = (
+        _leans(training.images, leans, width, s, p.classifier_steps, blur, unet.device)
+        for width, s, blur in ((64, seed, True), (32, seed + 500, False))
+    )
+    how = {"steps": p.steps, "start": p.start, "t_edit": p.t_edit}
+    levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]
+
+    def invert(net: Any, images: Tensor) -> Tensor:
+        return diffusion.invert_ddim(eps_model(net), schedule, images.to(unet.device), p.steps, stop=p.start)
+
+    def learn(net: Any, images: Tensor, noisy: Tensor) -> asyrp.DeltaBlock:
+        settings = {"lambda_l1": p.lambda_l1, "walks": p.walks, "batch": p.batch, "seed": seed}
+        rule, objective = lambda weights: torch.optim.Adam(weights, lr=p.lr_delta), asyrp.toward(steering)
+        images = images.to(unet.device)
+        return asyrp.learn(net, schedule, images, noisy, objective, levels, optimizer=rule, **settings)[0]
+
+    def measure(images: Tensor) -> list[float]:
+        verdicts, missing = judging.judge(judge, images), torch.isin(test.labels, torch.tensor(MISSING))
+        images, same = images.clamp(-1, 1), (verdicts.digit == test.labels).float()
+        success = ((judging_slant(images) > 0) & (slant(images) > wanted)).float()
+        return [*(v.mean().item() for v in (success, same)), judging.realism(verdicts), same[missing].mean().item()]
+
+    of_source = learn(unet, printed.images, invert(unet, printed.images))
+    found, differences = {}, []
+    for name, weight in (("naive", 0.0), ("SDFT", p.lambda_sdft)):
+        terms = {"lambda_distill": weight, "lambda_aux": weight}
+        net, _ = student(unet, schedule, target.images.to(unet.device), p, seed, [p.tuning_steps], **terms)
+        noisy, noisy_target = invert(net, test.images), invert(net, target.images)
+        learned, right = learn(net, target.images, noisy_target), _above_median(target).to(unet.device)
+        directions = {
+            "learned": (learned, strengths(p)),
+            "mean difference": (asyrp.mean_difference(net, schedule, noisy_target, right, levels), p.strengths_mean),
+            "random": (asyrp.random_like(learned, seed), [1.0]),
+            "from the source": (of_source, [1.0]),
+        }
+        for key, (direction, factors) in directions.items():
+            outputs = torch.stack([asyrp.edit(net, schedule, noisy, direction, c, **how) for c in factors])
+            found[f"{name} {key}"] = np.array([measure(images) for images in outputs])
+            if key == "learned":
+                plain = diffusion.sample_ddim(eps_model(net), schedule, noisy, p.steps, start=p.start)
+                differences.append((outputs[strengths(p).index(0.0)] - plain).abs().max().item())
+                found[f"{name} images"] = outputs[:, :SHOWN].cpu().numpy()
+    return found | {"inputs": test.images[:SHOWN].numpy(), "difference": np.array(max(differences))}
+
+
+def selection(seed: int, p: Any, device: torch.device) -> Arrays:
+    """S6: handwritten digits selected by the similarity to printed ones, for a scorer trained on printed digits alone.
+
+    By class (10, ...): precision, its average, recall, that of a random draw, the shift of ink and slant, what is
+    shown; for the whole curve: "passed" (thresholds, 10) of `THRESHOLDS` and "purity" (images, 10) of every selection.
+    """
+    collection, (learned, prompts) = digits.handwritten(), digits.split(digits.printed())
+    labels, n = collection.labels.numpy(), selected(p.share, len(collection.labels))
+    net = _scorer(learned, seed, p.steps, device)
+    ours, printed = (judging.judge(net, d.images).features for d in (collection, prompts))
+    prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
+    similarity = F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2).numpy()  # (images, 10)
+    order = np.argsort(-similarity, axis=0)  # the most similar first
+    hits = labels[order] == np.arange(10)  # whether the image at each rank is of the wanted class
+    purity = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
+    images = collection.images.double()
+    traits = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, slant(images)], dim=1).numpy()  # (images, 2)
+    bias = np.full((10, 2), np.nan)
+    for k, top in enumerate(order[:n].T):
+        mine, kept = traits[labels == k], traits[top[labels[top] == k]]
+        if len(kept):
+            bias[k] = (kept.mean(0) - mine.mean(0)) / mine.std(0)
+    drawn = np.random.default_rng(seed).permutation(labels)[:n]
+    return {
+        "precision": purity[n - 1],
+        "average_precision": np.array([average_precision_score(labels == k, similarity[:, k]) for k in range(10)]),
+        "recall": purity[n - 1] * n / np.bincount(labels),
+        "random": (drawn[:, None] == np.arange(10)).mean(0),
+        "bias": bias,
+        "shown": order[[*range(8), *range(max(0, n - 8), n)]].T,
+        "passed": (similarity[None] > THRESHOLDS[:, None, None]).mean(1),
+        "purity": purity,
+    }
+
+
+THRESHOLDS = np.linspace(-0.6, 1, 81)
+
+
+def selected(share: float, total: int) -> int:
+    """Return how many of `total` images a share of them is, at least one."""
+    return min(max(1, round(share * total)), total)
+
+
+def rng(seed: int) -> torch.Generator:
+    """Return a fresh generator: what gets one of the same seed sees the same noise."""
+    return torch.Generator().manual_seed(seed)
+
+
+def student(
+    unet: Any, schedule: Schedule, images: Tensor, p: Any, seed: int, at: list[int], look: Look = None, **terms: float
+) -> tuple[nn.Module, list[Tensor]]:
+    """Fine-tune a copy of `unet` up to the last of the steps `at`; return it, and ``look(model)`` at each of them."""
+    seen = []
+
+    def on_step(i: int, net: nn.Module) -> None:
+        if look and i in at:
+            seen.append(look(eps_model(net)))
+
+    options = Options(batch=p.batch, lr=p.lr, seed=seed)
+    net, _ = sdft.finetune(unet, schedule, images, max(at), options, on_step, **terms)
+    return net, seen
+
+
+def _level(share: float, steps: int, T: int = 1000) -> int:
+    """Return the timestep of a trajectory of `steps` steps at a share of T."""
+    return round(share * steps) * (T // steps)
+
+
+def _fit(net: nn.Module, steps: int, loss: Callable[[int], Tensor], cosine: bool = False) -> nn.Module:
+    """Train a small classifier by AdamW; ``loss(i)`` draws batch i."""
+    rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps) if cosine else None
+    for i in range(steps):
+        rule.zero_grad()
+        loss(i).backward()
+        rule.step()
+        if decay:
+            decay.step()
+    return net.requires_grad_(False).eval()
+
+
+def _leans(
+    images: Tensor, leans: Tensor, width: int, seed: int, steps: int, blurred: bool, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return the logit of a network that says whether noisy images lean right; `blurred`: every other batch is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        last = nn.Linear(width, 1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), width), nn.SiLU(), last).to(device)
+    generator = rng(seed)
+
+    def loss(i: int) -> Tensor:
+        index = torch.randint(len(images), (64,), generator=generator)
+        x, strength, spread = images[index], *torch.rand(2, generator=generator).tolist()
+        x = gaussian_blur(x, [9, 9], [0.3 + 1.5 * spread]) if blurred and i % 2 else x  # like a P_t of high noise
+        x = x + 0.2 * strength * torch.randn(x.shape, generator=generator)
+        return F.binary_cross_entropy_with_logits(net(x.to(device))[:, 0], leans[index].float().to(device))
+
+    _fit(net, steps, loss)
+    return lambda images: net(images)[:, 0]
+
+
+def _above_median(digits_: digits.Digits) -> Tensor:
+    """Return whether each image leans more than the median of its digit, so that both halves hold the same digits."""
+    values, labels = slant(digits_.images), digits_.labels
+    return values > torch.stack([values[labels == k].median() for k in labels])
+
+
+def _scorer(learned: digits.Digits, seed: int, steps: int, device: torch.device) -> judging.Classifier:
+    """Return a classifier trained on printed digits alone, with noise and shifts of up to one pixel."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = judging.Classifier().to(device)
+    generator = rng(seed)
+
+    def loss(i: int) -> Tensor:
+        index = torch.randint(len(learned.labels), (64,), generator=generator)
+        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        x = learned.images[index].roll(shift, dims=(2, 3))
+        x = x + 0.15 * torch.randn(x.shape, generator=generator)
+        return F.cross_entropy(net(x.to(device))[0], learned.labels[index].to(device))
+
+    _fit(net, steps, loss, cosine=True)
+    return net

@@ -1,0 +1,48 @@
+"""Numbers and tables as a reader sees them, in notebooks, in the book and in the README alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+FOLDER = Path(__file__).parent / "templates"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number with `digits` significant digits, without exponents for everyday sizes."""
+    if value is None:
+        return "not defined"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    if abs(value) >= 10**digits and abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def cell(value: Any) -> Any:
+    """Return an entry of a table as it is shown."""
+    return number(value) if isinstance(value, float) else value
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(FOLDER),
+    autoescape=select_autoescape(["html"], default_for_string=False),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"cell": cell, "number": number}
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in one of the templates beside this module."""
+    return TEMPLATES.get_template(template).render(**values)
+
+
+def table(rows: list[dict[str, Any]], note: str = "") -> dict[str, str]:
+    """Return flat rows with equal keys, and a note below, as a message of HTML and plain text."""
+    lines = [list(rows[0]), *([str(cell(value)) for value in row.values()] for row in rows)]
+    plain = "\n".join([*("  ".join(map(str, line)) for line in lines), *([note] if note else [])])
+    return {"text/html": render("results.html", rows=rows, note=note), "text/plain": plain}
