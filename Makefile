@@ -45,7 +45,7 @@ compare: .venv/.ready  ## claims and numbers that changed between the committed 
 claims: .venv/.ready  ## one line a claim: id, profile, verdict, expected, measured, n
 	@$(BIN)/python -m tools.list_claims --profile $(PROFILE)
 
-bench: .venv/.ready  ## timings: loop, measures, steps of ANT and SDFT, sampling, DDS, notebooks
+bench: .venv/.ready  ## timings: loop, measures, steps of ANT and SDFT, sampling, DDS
 	@$(BIN)/python -m tools.bench
 
 test: lint unit nbval book-check  ## everything that is checked, in minutes

@@ -49,8 +49,7 @@ rule book:
     input:
         notebooks=expand(f"{RUN}/notebooks/{{name}}.ipynb", name=nb.names()),
         results=expand(f"{RUN}/results/{{name}}.json", name=nb.names()),
-        pages=[str(path) for path in Path("book").rglob("*") if path.is_file() and "__pycache__" not in path.parts],
-        modules=[str(path) for path in Path("lib").rglob("*.py")],
+        pages=[str(path) for folder in ("book", "lib") for path in Path(folder).rglob("*.*") if "__pycache__" not in path.parts],
         claims="claims.yaml",
         builder="tools/book.py",
     params:

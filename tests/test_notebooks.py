@@ -43,13 +43,23 @@ def test_form(name):
     assert re.findall(r"^# (?!#)", text, flags=re.M) == ["# "]
     assert re.findall(r"^## (.+)$", text, flags=re.M) == HEADINGS
     cells = code(name)
-    assert cells[0].metadata.get("tags") == ["parameters"]
+    assert cells[0].metadata["tags"] in (["parameters"], ["parameters", "hide-input"])
     assert f'record.start("{name}", globals())' in cells[1].source
     assert "run.finish()" in cells[-1].source
     for cell in cells[1:]:
         longest = LONGEST_DRAWING if "hide-input" in cell.metadata.get("tags", []) else LONGEST_CELL
         lines = [line for line in cell.source.splitlines() if not re.match(r"(from|import) ", line)]
         assert len(lines) <= longest, f"what is longer belongs in lib: {cell.source}"
+
+
+@pytest.mark.xfail(strict=False, reason="until all notebooks are folded")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_sees_no_more_code_than_prose(name):
+    lines = {"markdown": 0, "code": 0}
+    for cell in source(name).cells:
+        if "hide-input" not in cell.metadata.get("tags", []):
+            lines[cell.cell_type] += sum(bool(line.strip()) for line in cell.source.splitlines())
+    assert lines["code"] <= lines["markdown"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,9 +29,14 @@ def commit(provenance: dict[str, Any]) -> str:
     return provenance["commit"][:10] + " with local changes" * bool(provenance["dirty"])
 
 
+def machine(hardware: dict[str, Any]) -> str:
+    """Return the GPU, or the processor and the threads on it."""
+    return hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+
+
 folder = FileSystemLoader(Path(__file__).parent / "templates")
 TEMPLATES = show.TEMPLATES.overlay(loader=ChoiceLoader([folder, FileSystemLoader(show.FOLDER)]))
-TEMPLATES.filters = {**show.TEMPLATES.filters, "commit": commit}
+TEMPLATES.filters = {**show.TEMPLATES.filters, "commit": commit, "machine": machine}
 
 
 class MissingResult(Exception):

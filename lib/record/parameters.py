@@ -40,8 +40,8 @@ def explain(error: ValidationError, name: str = "", known: Iterable[str] = ()) -
     `known` are the names among which the nearest is proposed for one that does not exist.
     """
     first = error.errors()[0]
-    head, *rest = [*([name] if name else []), *first["loc"], ""]
-    place = f"{head}{''.join(f'[{part}]' for part in rest if isinstance(part, int))}"
+    name = name or str(next(iter(first["loc"]), ""))
+    place = name + "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = f"no such parameter; {nearest(place, known)}"

@@ -138,13 +138,9 @@ class Run:
         }
         path = self.folder / "results" / f"{self.notebook}.json"
         write_atomic(path, json.dumps(results, indent=1, allow_nan=False, default=_plain) + "\n")
-        state = f"{provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
-        versions = ", ".join(f"{name} {number}" for name, number in provenance["versions"].items())
         where = provenance["hardware"]["gpu"] or provenance["hardware"]["cpu"]
-        print(
-            f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, commit {state}\n"
-            f"{where}, {provenance['hardware']['threads']} thread(s); {versions}"
-        )
+        state = f"commit {provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
+        print(f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, {where}, {state}")
 
 
 def _plain(value: Any) -> Any:
