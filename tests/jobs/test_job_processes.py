@@ -40,6 +40,8 @@ def job(tmp_path):
     def start(steps, *command):
         (tmp_path / "job.json").write_text(json.dumps(values | {"steps": steps}))
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(
             [sys.executable, *command, str(tmp_path / "job.json")], cwd=ROOT, env=environment, **pipes
         )
