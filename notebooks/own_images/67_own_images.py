@@ -158,8 +158,8 @@ figures.show(
 )
 
 # %% [markdown]
-# A metric stands with its protocol, or with the reason why there is none. For the digits there is a judge: what share of
-# the samples does it take for handwritten?
+# A metric stands with its protocol, or with the reason why there is none. For the digits there is a judge: what share
+# of the samples does it take for handwritten?
 
 # %% tags=["hide-input"]
 rows = [{"metric": "distance to the nearest training image", "value": distance["mean"], "note": distance["protocol"]}]
