@@ -19,7 +19,7 @@ LABEL = {"DDPM": "DDPM", "guidance": "guidance only", "ANT": "ANT", "guidance, e
 def gradients(cloud: Tensor, arrows: Mapping[str, Tensor], errors: Mapping[str, np.ndarray]) -> Figure:
     """Arrows (2,) of one draw over its adversarial noise (n, 2); angle errors (draws,) of each arm, as shares below."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), width_ratios=(1, 1.15))
-    left.scatter(*cloud.T, s=2, color=ink(), alpha=0.2, linewidths=0)
+    left.scatter(cloud[:, 0], cloud[:, 1], s=2, color=ink(), alpha=0.2, linewidths=0)
     looks = ((ink(), 4.6), ("C0", 3.8), ("C1", 3.0), ("C2", 2.2))  # unequal lengths keep all heads in sight
     for (name, arrow), (colour, length) in zip(arrows.items(), looks, strict=True):
         x, y = (length * arrow).tolist()
@@ -60,7 +60,7 @@ def heat(moved: Mapping[str, np.ndarray]) -> Figure:
 def noise(cloud: Tensor, axis_ratio: float, long_axis: Tensor) -> Figure:
     """Adversarial noise (n, 2) and the long axis (2,) of its ellipse."""
     figure, axis = plt.subplots(figsize=(4, 3.6))
-    axis.scatter(*cloud.T, s=4, color="C0", alpha=0.5, linewidths=0)
+    axis.scatter(cloud[:, 0], cloud[:, 1], s=4, color="C0", alpha=0.5, linewidths=0)
     x, y = (3 * axis_ratio * long_axis).tolist()
     axis.plot([-x, x], [-y, y], color="C1", label=f"long axis, {axis_ratio:.2f} times the short one")
     axis.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xlabel="noise 1", ylabel="noise 2")
@@ -71,9 +71,9 @@ def noise(cloud: Tensor, axis_ratio: float, long_axis: Tensor) -> Figure:
 def samples(points: np.ndarray, shots: Tensor) -> Figure:
     """Samples (n, 2) of a fine-tuned network, its shots (k, 2), and the target's circles."""
     figure, axis = plt.subplots(figsize=(4, 3.6))
-    axis.scatter(*points.T, s=4, color="C0", alpha=0.5, linewidths=0, label="samples")
+    axis.scatter(points[:, 0], points[:, 1], s=4, color="C0", alpha=0.5, linewidths=0, label="samples")
     for radius in (1, 2):
-        axis.add_patch(plt.Circle(toy.TARGET.mean.tolist(), radius, fill=False, color=ink(), lw=0.8))
+        axis.add_patch(plt.Circle((-1, -1), radius, fill=False, color=ink(), lw=0.8))
     axis.plot(*shots.T, "x", color="C1", label=f"{len(shots)} shots")
     axis.plot(*toy.SOURCE.mean, "+", color=ink(), label="source mean")
     axis.set(xlim=(-5, 3), ylim=(-5, 3), aspect="equal", xlabel="coordinate 1", ylabel="coordinate 2")
