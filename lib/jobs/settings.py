@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from pydantic import (
 )
 
 from lib.record.files import reading
-from lib.record.parameters import ParameterError
+from lib.record.parameters import explain
 
 # None stands for the paper's value; papermill reads such names in a notebook's parameters, but no `|`.
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
@@ -117,14 +116,7 @@ def settings(**values: Any) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-    name, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        reason = f"no such setting; did you mean '{near[0]}'?" if near else "no such setting"
-    elif first["type"] != "missing" and name:
-        reason = f"{first['input']!r} given; {reason.replace('Input should be', 'it should be')}"
-    raise ParameterError(f"{name}: {reason}" if name else reason) from None
+        raise explain(error, known=Settings.model_fields) from None
 
 
 def read_settings(path: str | Path) -> Settings:

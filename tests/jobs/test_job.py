@@ -268,7 +268,7 @@ def test_operations_are_counted_by_hand():
     ("change", "message"),
     [
         ({"method": "DDPM"}, "method: 'DDPM' given"),
-        ({"stpes": 3}, "stpes: no such setting; did you mean 'steps'?"),
+        ({"stpes": 3}, "stpes: no such parameter; did you mean 'steps'?"),
         ({"precision": "fp16"}, "precision: 'fp16' given; it should be 'no' or 'bf16'"),
         ({"batch": 6, "processes": 2, "accumulate": 2}, "batch: 6 given; a multiple of processes x accumulate = 4"),
         ({"ema": 1.0}, "ema: 1.0 given"),
