@@ -62,9 +62,9 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
             break
     unet_place = place / "unet" if (place / "unet").is_dir() else place
     config = read_json(unet_place / "config.json", parameter)
-    kind, of, to = (config.get(key) for key in ("_class_name", "in_channels", "out_channels"))
+    kind, of, to = (config.get(key, "") for key in ("_class_name", "in_channels", "out_channels"))
     wrong = ""
-    if kind not in ("UNet2DModel", None) or (place / "vqvae").is_dir():
+    if kind not in ("UNet2DModel", "") or (place / "vqvae").is_dir():
         wrong = f"a latent or conditional model ({kind}); name a pixel-space UNet2DModel"
     elif config.get("class_embed_type") or config.get("num_class_embeds"):
         wrong = "conditioned on classes; name an unconditional UNet2DModel"

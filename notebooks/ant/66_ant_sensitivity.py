@@ -43,7 +43,7 @@
 # The *spread* of a measure over a setting is its largest minus its smallest value. A spread is never below zero, also
 # where a setting does nothing, so both are compared with each other.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -69,106 +69,37 @@ classifier_lr: PositiveFloat = 1e-4  # the paper's
 samples: PositiveInt = 60  # images sampled from each run
 sampling_steps: PositiveInt = 16  # of ancestral sampling
 
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib.ground import diffusion, nets
-from lib.measures import distances as image_metrics, perceptual
-from lib.papers.ant import images as ant_images, method as ant
+from lib.papers.ant import experiments
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as metrics
-from lib.ground.noised_classifier import NoisedClassifier, train_noised
 from lib.worlds.sources import shared
 
 run = record.start("66_ant_sensitivity", globals())
 p = run.parameters
-
-# %%
-unet, schedule, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
-digits = data.handwritten(judge.size)
-printed = data.printed(judge.size).images
-full_target = metrics.judge(judge, digits.images).features
-embed = metrics.digit_features(judge)
-
-# %% [markdown]
-# The runs: two sweeps that meet at the paper's pair of values, and one run with the better informed classifier.
+world = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)  # source, schedule, judge
 
 # %%
 # NBVAL_CHECK_OUTPUT
-GAMMA, OMEGA = 5.0, 0.02  # the paper's
-settings = [(gamma, OMEGA, 10) for gamma in (1.0, 3.0, 5.0, 7.0, 9.0)]  # gamma, omega, the classifier's shots
-settings += [(GAMMA, omega, 10) for omega in (0.01, 0.02, 0.03, 0.04, 0.05)]
-print(f"the paper's two sweeps: {len(settings)} points, {len(set(settings))} runs a draw")
-example = data.limited(digits, n=10, classes=range(10), seed=0)
-print(f"shots: {len(example.labels)}, classes {sorted(example.labels.tolist())}")
+draw = experiments.Draw(p.seed, p, *world)
+print(f"{len(draw.shots)} shots a draw; the paper has gamma {experiments.GAMMA:g} and omega {experiments.OMEGA:g}")
+
+# %% [markdown]
+# The runs: two sweeps that meet at the paper's pair of values, and one with the better informed classifier.
 
 # %%
-in_gamma = [(gamma, OMEGA, 10) for gamma in sorted(set(p.gammas))]
-in_omega = [(GAMMA, omega, 10) for omega in sorted(set(p.omegas))]
-better = (GAMMA, OMEGA, p.classifier_shots)
-settings = list(dict.fromkeys([*in_gamma, *in_omega, better]))
-measures = ("frechet", "intra_lpips", "realism")
+settings = experiments.settings(p)
+draws = [experiments.sensitivity(s, p, *world) for s in tqdm(run.seed_list)]
+values = experiments.over_draws(draws)
 
 
-# %%
-def sample(net, seed):
-    """Images by ancestral sampling; every network gets the same noise at the start and at each step."""
-    draws = torch.Generator().manual_seed(seed)
-    noise = torch.randn(p.samples, 1, judge.size, judge.size, generator=draws).to(run.device)
-    options = {"steps": p.sampling_steps, "generator": draws, "clip": True}
-    return diffusion.sample_ddpm(nets.eps_model(net), schedule, noise, **options).clamp(-1, 1)
-
-
-def measure(images, shots):
-    """The three measures, in the order of `measures`."""
-    v = metrics.judge(judge, images)
-    diversity = perceptual.intra_lpips(embed(images), embed(shots.to(run.device))).value
-    return [image_metrics.frechet_distance(v.features, full_target), diversity, metrics.realism(v)]
-
-
-# %%
-def guidance_from(n, seed):
-    """Guidance by a classifier that has seen n target images, the ten shots among them."""
-    images = data.limited(digits, n=10, classes=range(10), seed=seed).images
-    if n > 10:
-        images = torch.cat([images, data.limited(digits, n=n - 10, classes=range(10), seed=seed + 500).images])
-    classifier = NoisedClassifier(unet)
-    options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": seed, "progress": False}
-    train_noised(classifier, schedule, printed, images, p.classifier_steps, **options)
-    return ant.classifier_guidance(classifier)
-
-
-# %%
-def run_draw(seed, bar):
-    """All runs on one draw of the shots: measures of the source and of each run, and samples."""
-    shots = data.limited(digits, n=10, classes=range(10), seed=seed).images
-    guidances = {n: guidance_from(n, seed) for n in (10, p.classifier_shots)}
-    options = {"adaptor": {"c": p.c, "d": p.d}, "J": p.ascents, "progress": False}
-    points, pictures = {}, {}
-    for gamma, omega, n in settings:
-        parts = {"guidance": guidances[n], "gamma": gamma, "omega": omega}
-        images = shots.to(run.device)
-        student = ant_images.finetune(unet, schedule, images, p.iterations, p.batch, p.lr, seed, **parts, **options)
-        drawn = sample(student.unet, seed)
-        points[gamma, omega, n], pictures[gamma, omega, n] = measure(drawn, shots), drawn[:COLUMNS].cpu()
-        bar.update()
-    return measure(sample(unet, seed), shots), points, pictures
-
-
-# %%
-COLUMNS = 10  # samples shown of each run
-with tqdm(total=len(run.seed_list) * len(settings), desc="runs") as bar:
-    runs = [run_draw(s, bar) for s in run.seed_list]
-of_source = np.array([start for start, *_ in runs])  # (draws, measures)
-values = {key: np.array([points[key] for _, points, _ in runs]) for key in settings}  # (draws, measures)
-
-
-def sweep(keys, name):
+def sweep(name, measure):
     """One measure over a sweep, (points, draws)."""
-    return np.array([values[key][:, measures.index(name)] for key in keys])
+    return np.stack([values[f"{name} {x:g} {measure}"] for x in settings[name]])
 
 
 # %% [markdown]
@@ -181,90 +112,68 @@ def sweep(keys, name):
 # %% tags=["hide-input"]
 def draw_sweeps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharey="row", sharex="col")
-    for column, (keys, which, label) in enumerate(((in_gamma, 0, r"$\gamma$"), (in_omega, 1, r"$\omega$"))):
-        for axis, name in zip(axes[:, column], ("frechet", "intra_lpips"), strict=True):
-            y = sweep(keys, name)  # (points, draws)
-            mean = y.mean(1)
-            reach = np.abs(np.stack([y.min(1), y.max(1)]) - mean)
-            axis.errorbar([key[which] for key in keys], mean, yerr=reach, marker="o", ms=4, capsize=3)
-        axes[1, column].set_xlabel(label)
-        axes[0, column].set_xticks([key[which] for key in keys])
-    labels = ("Frechet distance", "Intra-LPIPS (digit features)")
-    for axis, name, label in zip(axes[:, 0], ("frechet", "intra_lpips"), labels, strict=True):
-        highest = np.nanmax(sweep([*in_gamma, *in_omega], name), initial=0)
-        axis.set(ylabel=label, ylim=(0, 1.1 * highest or 1))
+    for column, name in zip(axes.T, ("gamma", "omega"), strict=True):
+        for axis, measure in zip(column, ("frechet", "intra_lpips"), strict=True):
+            y = sweep(name, measure)
+            reach = np.abs(np.stack([y.min(1), y.max(1)]) - y.mean(1))
+            axis.errorbar(list(settings[name]), y.mean(1), yerr=reach, marker="o", ms=4, capsize=3)
+            axis.set_ylim(0, None)
+        axis.set(xlabel=f"$\\{name}$", xticks=list(settings[name]))
+    for axis, measure in zip(axes[:, 0], ("frechet", "intra_lpips"), strict=True):
+        axis.set_ylabel(experiments.MEASURES[measure])
     return figure
 
 
-words = [f"gamma {key[0]:g} {sweep([key], 'frechet').mean():.0f}" for key in in_gamma]
-words += [f"omega {key[1]:g} {sweep([key], 'frechet').mean():.0f}" for key in in_omega]
-figures.show(
-    run, "sweeps", draw_sweeps, alt=f"Frechet distance and Intra-LPIPS over two sweeps. Frechet: {', '.join(words)}."
-)
-
-
-# %%
-def row(name, numbers):
-    """A row of a table: means over the draws; in words where one is not defined (no cluster holds a pair)."""
-    finite = np.isfinite(numbers).all(0)
-    means = [float(m) if ok else "not defined" for m, ok in zip(numbers.mean(0), finite, strict=True)]
-    return {"run": name, **dict(zip(measures, means, strict=True))}
-
-
-names = {key: f"gamma {key[0]:g}, omega {key[1]:g}, classifier {key[2]} shots" for key in settings}
-rows = {key: row(name, values[key]) for key, name in names.items()}
-sets = {"samples a run and draw": p.samples, "handwritten digits": len(digits.labels)}
-note = image_metrics.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
-note += ". Intra-LPIPS, digit features: the same samples, 10 shots, clusters without a pair left out"
-run.table("sweeps", [row("source", of_source), *rows.values()], note)
-
-# %%
-spread = {key: np.ptp(sweep(keys, "frechet"), axis=0) for key, keys in (("gamma", in_gamma), ("omega", in_omega))}
-for key, value in spread.items():
-    run.number(f"spread_{key}", value)
-for gamma, _, _ in in_gamma:
-    for name in ("frechet", "intra_lpips"):
-        run.number(f"gamma_{gamma:g}_{name}", sweep([(gamma, OMEGA, 10)], name)[0])
-best = np.array(sorted(set(p.gammas)))[sweep(in_gamma, "frechet").argmin(0)]  # one a draw
-run.number("best_gamma", best)
-for key, value in {"ascents": p.ascents, "iterations": p.iterations}.items():
-    run.number(key, value)
+names = {name: [f"{name} {x:g}" for x in settings[name]] for name in settings}
+swept = [*names["gamma"], *names["omega"]]
+words = ", ".join(f"{name} {values[f'{name} frechet'].mean():.0f}" for name in swept)
+alt = f"Frechet distance and Intra-LPIPS over two sweeps. Frechet distance: {words}."
+figures.show(run, "sweeps", draw_sweeps, alt)
+rows = {name: {"run": name, **experiments.row(values, name)} for name in ["source", *swept, *names["classifier"]]}
+note = experiments.protocol(p)
+run.table("sweeps", [rows[name] for name in ["source", *swept]], note)
 
 # %% [markdown]
 # ### A classifier that has seen more of the target
 # The same fine-tuning on the same ten shots; only the classifier behind the guidance has seen more images.
 
-# %%
-run.table("classifier", [rows[GAMMA, OMEGA, 10], rows[better]], note)
-for name in ("frechet", "intra_lpips"):
-    ten, more = sweep([(GAMMA, OMEGA, 10), better], name)
-    run.number(f"classifier_10_{name}", ten)
-    run.number(f"classifier_more_{name}", more)
-_ = run.number("gain_classifier", np.subtract(*sweep([(GAMMA, OMEGA, 10), better], "frechet")))
+# %% tags=["hide-input"]
+run.table("classifier", [rows[name] for name in names["classifier"]], note)
+(ten, more), diversity = sweep("classifier", "frechet"), sweep("classifier", "intra_lpips")
+run.number("gain_classifier", ten - more)
+run.number("classifier_10_intra_lpips", diversity[0])
+run.number("classifier_more_intra_lpips", diversity[1])
 
 # %% [markdown]
 # ### Samples over gamma
 # The first noises of the first draw, not selected; a row is one value of $\gamma$, a column one noise.
 
-# %%
-in_rows = torch.cat([runs[0][2][key] for key in in_gamma])
+# %% tags=["hide-input"]
+in_rows = torch.cat([torch.from_numpy(values[f"{name} samples"][0]) for name in names["gamma"]])
+labels = [f"$\\gamma$ = {x:g}" for x in settings["gamma"]]
+realism = ", ".join(f"{name} {values[f'{name} realism'].mean():.2f}" for name in names["gamma"])
 figures.show(
     run,
     "samples",
-    lambda: figures.image_grid(in_rows, COLUMNS, row_labels=[f"$\\gamma$ = {key[0]:g}" for key in in_gamma], cell=0.6),
-    alt=f"Samples from {COLUMNS} equal noises in rows of rising gamma. Share taken for handwritten: "
-    + ", ".join(f"gamma {key[0]:g} {sweep([key], 'realism').mean():.2f}" for key in in_gamma),
+    lambda: figures.image_grid(in_rows, experiments.SHOWN, row_labels=labels, cell=0.6),
+    alt=f"Samples from equal noises in rows of rising gamma. Share taken for handwritten: {realism}.",
     kind="png",
 )
 
-# %%
-low, middle, high = (sweep([(gamma, OMEGA, 10)], "frechet")[0] for gamma in (1.0, GAMMA, 9.0))
+# %% tags=["hide-input"]
+spread = {name: np.ptp(sweep(name, "frechet"), axis=0) for name in ("gamma", "omega")}
+low, middle, high = (values[f"gamma {x} frechet"] for x in (1, 5, 9))
+numbers = {"gamma_1_frechet": low, "gamma_5_frechet": middle, "gamma_9_frechet": high}
+numbers |= {"best_gamma": np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]}
+numbers |= {"spread_gamma": spread["gamma"], "spread_omega": spread["omega"]}
+for key, value in {**numbers, "ascents": p.ascents, "iterations": p.iterations}.items():
+    run.number(key, value)
 run.claim(
     "A6",
     spread_omega_over_gamma=spread["omega"] / spread["gamma"],
     gain_over_low=low - middle,
     gain_over_high=high - middle,
-    moved=middle / of_source[:, 0],
+    moved=middle / values["source frechet"],
 )
 
 # %% [markdown]

@@ -131,8 +131,8 @@ for i in (0, 5_000, 10_000, 20_000):
     print(f"{i:6,}: omega {omega:6.3f}, lambda {identity:.3f}")
 
 # %% [markdown]
-# One training of a few iterations, as all of this page are made. The student begins as the identity: before it, no
-# pixel of its output differs from its input, and no input is what a task asks for.
+# Two iterations of a training, as all on this page are made. The student begins as the identity, so its outputs before
+# them are its inputs; the claim's controls ask for that, and that no input is what a task wants already.
 
 # %%
 unet, schedule, judge = digit_prompts.shared(run.artefacts, p.source, p.prompt_steps, p.judge_steps, run.device)
@@ -143,6 +143,9 @@ before = experiments.outputs(student, unseen)  # (tasks, n, 1, h, w)
 ramps = network.PAPER.scaled(p.iterations, batch=p.batch, lr=p.lr)
 few = replace(ramps, iterations=2)
 network.train_network(student, model, schedule, known, tasks, few)
+
+# %% [markdown]
+# All variants with every seed; the further guidance scales with the first ones.
 
 # %%
 pairs = [(v, p.omega, s) for v in VARIANTS for s in run.seed_list]

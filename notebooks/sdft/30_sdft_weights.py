@@ -88,18 +88,13 @@ for gamma in (1, 3, 10, 50, 100):
 
 
 # %% tags=["hide-input"]
-def draw_weights(axis, schedule, gammas):
-    for gamma in gammas:
-        axis.plot(sdft.weight(schedule, gamma), label=f"{gamma:g}")
-    axis.axhline(0.5, color=figures.ink(), lw=0.6, ls=":")
-    axis.set(xlabel="timestep t", ylim=(-0.02, 1.06))
-
-
 def draw_curves(gammas):
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6), sharey=True)
     for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
-        draw_weights(axis, schedule, gammas)
-        axis.set_title(name)
+        for gamma in gammas:
+            axis.plot(sdft.weight(schedule, gamma), label=f"{gamma:g}")
+        axis.axhline(0.5, color=figures.ink(), lw=0.6, ls=":")
+        axis.set(title=name, xlabel="timestep t", ylim=(-0.02, 1.06))
     axes[0].set_ylabel("weight w(t)")
     figure.legend(*axes[0].get_legend_handles_labels(), title="gamma", loc="outside right upper")
     return figure
@@ -114,26 +109,23 @@ figures.show(
     "curves",
     lambda: draw_curves(p.gammas),
     alt="Weight over timestep for several gamma on three schedules. Every curve rises from 0 at low noise to 1 at high "
-    f"noise, a larger gamma later; the linear one reaches half at t = {halves[3]} (gamma 3) and {halves[50]} (gamma 50).",
+    f"noise, a larger gamma later; the linear one reaches half at t = {halves[3]} (gamma 3), {halves[50]} (gamma 50).",
 )
 
 # %% [markdown]
 # Move $\gamma$: at 0 the weight is 1 everywhere (the control arm of the fine-tuning notebook), at 3 it lets the
 # coarse half of the trajectory through, at 50 only what is nearly noise.
 
+
 # %% tags=["hide-input"]
-steps_of_gamma = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100]
-figures.slider(
-    run,
-    "gamma",
-    [(f"{gamma:g}", lambda gamma=gamma: draw_curves([gamma])) for gamma in steps_of_gamma],
-    description="gamma",
-    alt=[
-        f"Weight over timestep at gamma {gamma:g}: half weight at t = "
-        + ", ".join(f"{sdft.half_weight_timestep(s, gamma)} ({name})" for name, s in schedules.items())
-        for gamma in steps_of_gamma
-    ],
-)
+def words(gamma):
+    halves = ", ".join(f"{sdft.half_weight_timestep(s, gamma)} ({name})" for name, s in schedules.items())
+    return f"Weight over timestep at gamma {gamma:g}: half weight at t = {halves}"
+
+
+tried = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100]
+frames = [(f"{gamma:g}", lambda gamma=gamma: draw_curves([gamma])) for gamma in tried]
+figures.slider(run, "gamma", frames, "gamma", alt=[words(gamma) for gamma in tried])
 
 # %% [markdown]
 # ### A trained denoiser fed with pure noise
@@ -170,9 +162,10 @@ def draw_errors():
 
 
 at_100, at_900 = (found["noise"][:, t // p.every - 1] for t in (100, 900))
-numbers = {"error_100": at_100, "error_900": at_900, "error_usual_100": found["images"][:, 100 // p.every - 1]}
-for key, values in {**numbers, "let_through": let_through}.items():
-    run.number(key, values)
+run.number("error_100", at_100)
+run.number("error_900", at_900)
+run.number("error_usual_100", found["images"][:, 100 // p.every - 1])
+run.number("let_through", let_through)
 figures.show(
     run,
     "errors",

@@ -113,13 +113,12 @@ found = experiments.collect(rows)  # an arm: (seeds, checkpoints, measures)
 
 # %% tags=["hide-input"]
 measures, checkpoints = experiments.SHARES, sorted(set(p.checkpoints))
-columns = {measure: i for i, measure in enumerate(measures)}
 keys = {name: name.lower().replace(", ", "_").replace(" ", "_").replace(".", "") for name in arms}  # e.g. sdft_01
 
 
 def mean(name, measure):
     """Mean over seeds of one measure at every checkpoint."""
-    return found[name][..., columns[measure]].mean(0)
+    return found[name][..., measures.index(measure)].mean(0)
 
 
 def at_end(*chosen):
@@ -127,17 +126,11 @@ def at_end(*chosen):
     return "; ".join(f"{name} {' / '.join(f'{mean(name, m)[-1]:.2f}' for m in chosen)}" for name in arms)
 
 
-def draw_curves(axis, x, y, label):
-    """One line an arm, a dot a checkpoint."""
-    for marker, name in zip("osD^vPX*", arms, strict=False):
-        axis.plot(x(name), y(name), marker=marker, ms=4, label=name)
-    axis.set_ylabel(label)
-
-
 def draw_trade_off():
     figure, axis = plt.subplots(figsize=(6, 3.6))
-    draw_curves(axis, lambda n: mean(n, "realism"), lambda n: mean(n, "agreement"), "agreement with the source")
-    axis.set_xlabel("realism: share taken for handwritten")
+    for marker, name in zip("osD^vPX*", arms, strict=False):
+        axis.plot(mean(name, "realism"), mean(name, "agreement"), marker=marker, ms=4, label=name)
+    axis.set(xlabel="realism: share taken for handwritten", ylabel="agreement with the source")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
@@ -145,9 +138,10 @@ def draw_trade_off():
 def draw_steps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
     for axis, measure in zip(axes.flat, measures, strict=True):
-        label = "Frechet distance" if measure == "frechet" else f"{measure}, share of samples"
-        draw_curves(axis, lambda n: [0, *checkpoints], lambda n: [mean("source", measure), *mean(n, measure)], label)
-        axis.set_ylim(bottom=0)
+        for marker, name in zip("osD^vPX*", arms, strict=False):
+            values = [mean("source", measure), *mean(name, measure)]
+            axis.plot([0, *checkpoints], values, marker=marker, ms=3.5, label=name)
+        axis.set(title=measure, ylim=(0, None), ylabel="distance" if measure == "frechet" else "share of samples")
     for axis in axes[1]:
         axis.set_xlabel("fine-tuning steps")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -192,57 +186,40 @@ figures.show(
     run,
     "samples",
     lambda: figures.image_grid(pictures.flatten(0, 1), ncols=len(titles), titles=titles, cell=0.7),
-    alt=f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of samples "
-    f"that keep the source's digit: {at_end('agreement')}.",
+    alt=f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of "
+    f"samples that keep the source's digit: {at_end('agreement')}.",
     kind="png",
 )
 
 # %% [markdown]
-# ### At equal steps
-# The last checkpoint, mean over seeds.
-
-# %% tags=["hide-input"]
-for measure, i in columns.items():
-    run.number(f"source_{measure}", found["source"][:, i])
-    for name, key in keys.items():
-        run.number(f"{key}_{measure}", found[name][:, -1, i])
-for name in ("lambda_sdft", "lr"):
-    run.number(name, getattr(p, name))
-run.number("steps", checkpoints[-1])
-sets = {"samples an arm and seed": p.samples, "handwritten digits": len(digits.handwritten().labels)}
-run.table(
-    "last checkpoint",
-    [
-        {"arm": name, **{m: run.text(f"{key}_{m}") for m in measures}}
-        for name, key in {"source": "source", **keys}.items()
-    ],
-    distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier"),
-)
-
-# %% [markdown]
-# ### At equal realism
-# Each arm's curve minus the naive one's, averaged over the realism that both reach between their checkpoints, seed by
-# seed.
+# ### At equal steps and at equal realism
+# The measures at the last checkpoint; and each arm's curve minus the naive one's, averaged over the realism that both
+# reach between their checkpoints, seed by seed.
 
 # %%
 matched = {name: experiments.matched(found[name][..., :2], found["naive"][..., :2]) for name in arms if name != "naive"}
 gain = found["SDFT"][:, -1] - found["naive"][:, -1]  # (seeds, measures)
 
 # %% tags=["hide-input"]
-for name, values in matched.items():
-    run.number(f"matched_{keys[name]}", values)
-gained = [{"arm": name, "agreement gained": run.text(f"matched_{keys[name]}")} for name in matched]
-run.table("at equal realism", gained)
-for name, values in zip(("realism", "agreement", "coverage"), gain.T, strict=False):
-    run.number(f"gain_{name}", values)
-run.number("gain_quality", -gain[:, columns["frechet"]])
-
-# %% tags=["hide-input"]
+table = []
+for name, key in {"source": "source", **keys}.items():
+    last = found[name] if name == "source" else found[name][:, -1]  # (seeds, measures)
+    for measure, values in zip(measures, last.T, strict=True):
+        run.number(f"{key}_{measure}", values)
+    if name in matched:
+        run.number(f"matched_{key}", matched[name])
+    gained = run.text(f"matched_{key}") if name in matched else ""
+    table.append({"arm": name, **{m: run.text(f"{key}_{m}") for m in measures}, "agreement gained": gained})
+sets = {"samples an arm and seed": p.samples, "handwritten digits": len(digits.handwritten().labels)}
+note = distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
+run.table("last checkpoint", table, note)
+gains = {"gain_agreement": gain[:, 1], "gain_coverage": gain[:, 2], "gain_quality": -gain[:, 3]}
+settings = {"lambda_sdft": p.lambda_sdft, "lr": p.lr, "steps": checkpoints[-1]}
+for key, values in {"gain_realism": gain[:, 0], **gains, **settings}.items():
+    run.number(key, values)
 run.claim(
     "S2",
-    gain_agreement=gain[:, 1],
-    gain_coverage=gain[:, 2],
-    gain_quality=-gain[:, 3],
+    **gains,
     gain_matched=matched["SDFT"],
     realism_lost_gamma_0=found["SDFT"][:, -1, 0] - found["gamma 0"][:, -1, 0],
     source_realism=found["source"][:, 0],

@@ -141,9 +141,8 @@ def draw_trade_off(measure="kept", label="share that keep the digit"):
     for axis, method in zip(axes, methods, strict=True):
         for i, name in enumerate((*students, "naive again") if method == "SDEdit" else students):
             x, y = mean(method, name, "realism"), mean(method, name, measure)
-            style = {"color": f"C{i}", "marker": "os^"[i], "ms": 4}
-            axis.plot(x, y, ls="-:"[i > 1], mfc=figures.paper(), label=name, **style)
-            axis.plot(x[named], y[named], ls="", **style)
+            axis.plot(x, y, ("o-", "s-", "^:")[i], ms=4, color=f"C{i}", mfc=figures.paper(), label=name)
+            axis.plot(x[named], y[named], "os^"[i], ms=4, color=f"C{i}")
         for marker, other in zip("PX", others, strict=True):
             for i, name in enumerate(students):
                 point = mean(other, name, "realism"), mean(other, name, measure)
@@ -279,17 +278,13 @@ def draw_start(i):
     return figures.image_grid(torch.cat(shown), ncols=10, row_labels=["input", *students], cell=0.5)
 
 
-figures.slider(
-    run,
-    "start",
-    [(f"{start:g} T", lambda i=i: draw_start(i)) for i, start in enumerate(starts)],
-    "start time",
-    alt=[
-        f"SDEdit from {start} T: inputs and outputs. Share that keep the digit: "
-        + ", ".join(f"{n} {mean('SDEdit', n, 'kept', i):.2f}" for n in students)
-        for i, start in enumerate(starts)
-    ],
-)
+def words(i):
+    kept = ", ".join(f"{name} {mean('SDEdit', name, 'kept', i):.2f}" for name in students)
+    return f"SDEdit from {starts[i]} T: inputs and outputs. Share that keep the digit: {kept}."
+
+
+frames = [(f"{start:g} T", lambda i=i: draw_start(i)) for i, start in enumerate(starts)]
+figures.slider(run, "start", frames, "start time", alt=[words(i) for i in range(len(starts))])
 
 # %% [markdown]
 # ### Pairs from one noise
@@ -340,8 +335,8 @@ figures.show(
     run,
     "pair-samples",
     lambda: figures.image_grid(torch.cat(in_rows), ncols=len(in_rows[0]), row_labels=["source", *students], cell=0.52),
-    alt=f"Three rows of {len(in_rows[0])} digits, source, naive and SDFT student, a column from one noise. Share of source "
-    f"samples farther from the training images than any held-out digit: {found['unusable'].mean():.2f}.",
+    alt=f"Three rows of {len(in_rows[0])} digits, source, naive and SDFT student, a column from one noise. Share of "
+    f"source samples farther from the training images than any held-out digit: {found['unusable'].mean():.2f}.",
     kind="png",
 )
 

@@ -107,11 +107,11 @@ walk = diffusion.trajectory(diffusion.linear(), 20, 700)
 print(f"edited steps of the default walk: {[t for t, _ in walk if t >= 500]}")
 
 # %% [markdown]
-# `edits` does all of one seed: two classifiers of the attribute (the first steers the learned direction, and half of its
-# training images are blurred like a $P_t$ of high noise; the second only judges), both students, four directions for
-# each, and every edit at its strengths. The controls are a *random* direction, as long as the learned one, and the
-# direction learned on the unadapted *source* model with printed digits and added to the copies as it is: what it still
-# does there shows how much of the source's h-space survived.
+# `edits` does all of one seed: two classifiers of the attribute (the first steers the learned direction, and half of
+# its training images are blurred like a $P_t$ of high noise; the second only judges), both students, four directions
+# for each, and every edit at its strengths. The controls are a *random* direction, as long as the learned one, and the
+# direction learned on the unadapted *source* with printed digits and added to the copies as it is: what it still does
+# there shows how much of the source's h-space survived.
 
 # %%
 rows = [experiments.edits(seed, p, *world) for seed in tqdm(run.seed_list)]
@@ -121,10 +121,8 @@ found, first = experiments.collect(rows), rows[0]
 names = ("naive", "SDFT")
 
 
-def at_one(name):
-    """Success and preservation of the learned direction at strength 1, mean over seeds, in words."""
-    success, preserved = found[f"{name} learned"][:, ONE, :2].mean(0)
-    return f"{name} {success:.2f} / {preserved:.2f}"
+at_one = {name: found[f"{name} learned"][:, ONE, :2].mean(0) for name in names}
+ends = "; ".join(f"{name} {success:.2f} / {preserved:.2f}" for name, (success, preserved) in at_one.items())
 
 
 def draw_trade_off():
@@ -154,7 +152,7 @@ figures.show(
     "trade-off",
     draw_trade_off,
     alt="Success of the edit against the share of preserved digits, one line a model and direction, dots at the "
-    f"strengths. Learned direction at strength 1, success / preserved: {'; '.join(map(at_one, names))}.",
+    f"strengths. Learned direction at strength 1, success / preserved: {ends}.",
 )
 
 # %% [markdown]
@@ -171,16 +169,13 @@ def draw_strength(k):
     return figures.image_grid(pictures, ncols=len(originals), row_labels=["input", *names], cell=0.55)
 
 
-figures.slider(
-    run,
-    "strength",
-    [(f"{c:g}", lambda k=k: draw_strength(k)) for k, c in enumerate(strengths)],
-    "strength",
-    alt=[
-        f"strength {c:g}: success " + ", ".join(f"{first[f'{n} learned'][k, 0]:.2f} {n}" for n in names)
-        for k, c in enumerate(strengths)
-    ],
-)
+def words(k):
+    success = ", ".join(f"{first[f'{name} learned'][k, 0]:.2f} {name}" for name in names)
+    return f"strength {strengths[k]:g}: success {success}"
+
+
+frames = [(f"{c:g}", lambda k=k: draw_strength(k)) for k, c in enumerate(strengths)]
+figures.slider(run, "strength", frames, "strength", alt=[words(k) for k in range(len(strengths))])
 
 # %% tags=["hide-input"]
 columns = torch.stack([originals, *(images for stack in edited for images in stack)], dim=1)
@@ -190,8 +185,7 @@ figures.show(
     "edits",
     lambda: figures.image_grid(columns.flatten(0, 1), ncols=len(titles), titles=titles, cell=0.55),
     alt=f"{len(originals)} inputs in rows, then the edits by the naive and by the SDFT model at strengths "
-    f"{', '.join(f'{c:g}' for c in strengths)}. Success / preserved at strength 1, all seeds: "
-    f"{'; '.join(map(at_one, names))}.",
+    f"{', '.join(f'{c:g}' for c in strengths)}. Success / preserved at strength 1, all seeds: {ends}.",
     kind="png",
 )
 
@@ -226,8 +220,7 @@ gain_source = (found["SDFT from the source"] - found["naive from the source"])[:
 # %% tags=["hide-input"]
 run.number("gain_matched", gain_matched)
 run.number("gain_source", gain_source)
-print("success gained at equal preservation, learned direction:", run.text("gain_matched"))
-print("success gained with the source's direction:", run.text("gain_source"))
+print(f"success gained: {run.text('gain_matched')}; with the source's direction: {run.text('gain_source')}")
 run.claim(
     "S4",
     gain_matched=gain_matched,

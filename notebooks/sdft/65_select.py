@@ -164,10 +164,6 @@ figures.show(
 )
 
 # %% tags=["hide-input"]
-by_class = {"precision": precision, "average precision": found["average_precision"]}
-by_class |= {"ink": found["bias"][..., 0], "slant": found["bias"][..., 1]}
-means = {name: values.mean(0) for name, values in by_class.items()}
-run.table("selection", [{"wanted": k, **{n: float(v[k]) for n, v in means.items()}} for k in range(10)])
 measured = {name: found[name].mean(1) for name in ("precision", "average_precision")}
 more = {"recall": found["recall"].mean(1), "worst_class": precision.min(1), "selected": selected}
 for key, values in {**measured, **more, "bias_ink": shift[:, 0], "bias_slant": shift[:, 1]}.items():

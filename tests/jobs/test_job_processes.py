@@ -1,15 +1,19 @@
-"""A job on two processes, started as a notebook starts it; slow to start, so in a file of its own."""
+"""A job on two processes, started as a notebook and as a terminal start it; slow to start, so in a file of its own."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
+from lib.ground.checkpoint import newest
 from lib.ground.nets import small_unet
 from lib.jobs import hub
 from lib.record.files import ROOT
@@ -17,7 +21,9 @@ from lib.record.files import ROOT
 CODE = "import sys; from lib.jobs import job, settings; job.run(settings.read_settings(sys.argv[1]))"
 
 
-def test_two_processes_train_one_model(tmp_path):
+@pytest.fixture
+def job(tmp_path):
+    """A function that writes a job file and starts a Python command on it."""
     torch.manual_seed(0)
     hub.save(tmp_path / "source", small_unet(32, (8, 32), image_channels=3), DDPMScheduler(num_train_timesteps=100))
     (tmp_path / "images").mkdir()
@@ -25,17 +31,48 @@ def test_two_processes_train_one_model(tmp_path):
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
     values = {"method": "naive", "source": str(tmp_path / "source"), "images": str(tmp_path / "images")}
-    values |= {"out": str(tmp_path / "out"), "steps": 2, "batch": 4, "processes": 2, "device": "cpu", "lr": 1e-3}
+    values |= {"out": str(tmp_path / "out"), "batch": 4, "processes": 2, "device": "cpu", "lr": 1e-3, "save_every": 1}
     values |= {"samples": 4, "sampling_steps": 2, "shown": 2}
-    (tmp_path / "job.json").write_text(json.dumps(values))
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     environment = os.environ | nowhere | {"TORCH_HOME": str(tmp_path / "torch"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, str(tmp_path / "job.json")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2/2" in done.stdout  # the progress of the processes is passed on
+    environment.pop("TQDM_DISABLE", None)
+
+    def start(steps, *command):
+        (tmp_path / "job.json").write_text(json.dumps(values | {"steps": steps}))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(
+            [sys.executable, *command, str(tmp_path / "job.json")], cwd=ROOT, env=environment, **pipes
+        )
+
+    return start
+
+
+def test_two_processes_train_one_model(job, tmp_path):
+    started = job(2, "-c", CODE)
+    out, errors = started.communicate(timeout=300)
+    assert started.returncode == 0, out + errors
+    assert "2/2" in errors  # the progress of the processes is shown
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["settings"]["processes"] == 2
     assert "cannot be read or downloaded" in metrics["missing"]["intra_lpips"]
     before, after = (DDPMPipeline.from_pretrained(tmp_path / name).unet for name in ("source", "out/model"))
     assert any(not torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_job_goes_on(job, tmp_path):
+    started, checkpoints = job(100_000, "-m", "lib.jobs.job"), tmp_path / "out" / "checkpoints"
+    for _ in range(2400):
+        if newest(checkpoints) or started.poll() is not None:
+            break
+        time.sleep(0.1)
+    started.send_signal(signal.SIGINT)
+    out, errors = started.communicate(timeout=120)
+    assert started.returncode == 130, out + errors
+    assert "stopped; the same command goes on from the checkpoint" in errors
+    assert not (tmp_path / "out" / "model").exists()
+    step = int(newest(checkpoints).name[5:])
+    started = job(step + 1, "-m", "lib.jobs.job")
+    out, errors = started.communicate(timeout=300)
+    assert started.returncode == 0, out + errors
+    assert newest(checkpoints).name == f"step-{step + 1:06d}"
+    assert (tmp_path / "out" / "model").is_dir()

@@ -120,8 +120,7 @@ def edit_many(
     with enough_memory(f"size, frames or batch, {LESS}"):
         z_hat, shared = sd.encode(x[None]), None
         if len(prompts) > 1 and o.method == "dds":
-            same: dict[str, Any] = {"iterations": o.iterations, "t_range": o.t_range, "seed": o.seed}
-            shared = fast.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch=batch, **same)
+            shared = fast.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch, **options)
         edits = []
         for y in targets:
             done = fast.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, shared, **options)
@@ -241,17 +240,18 @@ def prepare_image(image: Picture, size: int = 512) -> Tensor:
             raise UserError(f"image: tensor {tuple(image.shape)}; give (3, h, w) or (1, h, w), finite, in [-1, 1]")
         square = center_crop(image.float(), [min(image.shape[1:])] * 2).expand(3, -1, -1)
         return resize(square, [size, size], InterpolationMode.BICUBIC).clamp(-1, 1)
-    name, where, file = "picture", "image", io.BytesIO()
+    where = "image"
+    files: list[tuple[str, Any]] = [("picture", io.BytesIO())]
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
         plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright
-        plain.save(file, "PNG", compress_level=1)
+        plain.save(files[0][1], "PNG", compress_level=1)
     else:
         path = Path(image).expanduser()
         if not path.is_file():
             raise UserError(f"image: file {path} does not exist; name an image file")
-        name, where, file = path.name, f"image folder {path.parent}", path
-    read = folder.collect([(name, file)], size, 3, "refuse", where, threads=1)
+        where, files = f"image folder {path.parent}", [(path.name, path)]
+    read = folder.collect(files, size, 3, "refuse", where, threads=1)
     for hint in read.hints:
         print(hint)
     return read.images[0]

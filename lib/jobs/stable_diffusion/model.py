@@ -139,7 +139,8 @@ def load(
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     with reading(place, f"{parameter}: {hub.AGAIN}"):
         # The pipeline would fill what a file of the text encoder lacks with random numbers, so it is loaded before.
-        parts["text_encoder"], info = CLIPTextModel.from_pretrained(place / "text_encoder", output_loading_info=True)
+        loaded: Any = CLIPTextModel.from_pretrained(place / "text_encoder", output_loading_info=True)
+        parts["text_encoder"], info = loaded
         if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
             raise UserError(f"{parameter}: {place / 'text_encoder'} lacks {len(wrong)} of the weights; {hub.AGAIN}")
         pipeline: Any = StableDiffusionPipeline.from_pretrained(place, use_safetensors=True, **parts)

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from lib.record.files import UserError, write_atomic
+from lib.record.files import UserError, reading, write_atomic
 
 HEADER = "ant-adaptor"  # entry of the safetensors header with the settings
 HEAD = "head"  # name of the branch beside conv_norm_out, activation and conv_out
@@ -63,23 +63,11 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 
 class Branch(nn.Module):
-    """One psi^l: pooling, down to d channels, a transformer block over the pooled positions, and back up.
+    """One psi^l: pooling by c, down to d channels, a transformer block over the pooled positions, and back up.
 
-    AvgPool(c), group normalisation (groups of two channels), 3x3 convolution to d channels, plus the time embedding
-    through SiLU and a linear layer where there is one, a pre-norm transformer block (MLP ratio 4, GELU), nearest
-    upsampling to the block's output, group normalisation (groups of four channels), 3x3 convolution. The order and the
-    sizes are those of the official code and of the authors' later clarifications; the paper has the bottleneck only.
-    The last convolution is zero at the start, and it alone.
-
-    Parameters
-    ----------
-    channels, out_channels
-        Of the block's input and output.
-    temb_channels
-        Of the time embedding; None without.
-    c, d, heads
-        Pooling (maps smaller than c are pooled to one position), bottleneck channels, attention heads where they
-        divide d.
+    The order and the sizes of the layers are those of the official code and of the authors' later clarifications; the
+    paper has the bottleneck only. The last convolution is zero at the start, and it alone. Maps smaller than c are
+    pooled to one position; only a residual block has a time embedding.
     """
 
     seen: Tensor | None
@@ -112,19 +100,15 @@ class Branch(nn.Module):
         return self.up(self.norm_out(F.interpolate(z, size=tuple(size), mode="nearest")))
 
     def beside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """Forward hook of a residual or attention block."""
+        """Forward hook of a block, or of the last convolution: the head's branch takes what `before_head` has seen."""
+        x = args[0] if self.seen is None else self.seen
+        self.seen = None
         temb = args[1] if len(args) > 1 else kwargs.get("temb")
-        return output + self(args[0], output.shape[-2:], temb)
+        return output + self(x, output.shape[-2:], temb)
 
     def before_head(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep the input of the output head until `after_head`."""
+        """Keep the input of the output head, which begins with a normalisation, until its last convolution."""
         self.seen = args[0]
-
-    def after_head(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the last convolution."""
-        x, self.seen = self.seen, None
-        assert x is not None
-        return output + self(x, output.shape[-2:])
 
 
 class Adaptor(nn.Module):
@@ -135,97 +119,48 @@ class Adaptor(nn.Module):
         self.settings = {"c": c, "d": d, "heads": heads}
         self.branches = nn.ModuleDict()
         self._handles: list[Any] = []
-        self._frozen: list[nn.Parameter] = []
         for name, module, sizes in _sites(unet):
             branch = Branch(*sizes, c=c, d=d, heads=heads)
             self.branches[name] = branch
+            self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
             if name == HEAD:
                 self._handles.append(unet.conv_norm_out.register_forward_pre_hook(branch.before_head))
-                self._handles.append(module.register_forward_hook(branch.after_head))
-            else:
-                self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
         self.to(unet.device, unet.dtype)
 
     @classmethod
-    def attach(cls, unet: UNet2DModel, c: int = 4, d: int = 8, heads: int = 4, freeze: bool = True) -> Adaptor:
-        """Put new branches beside every residual block, every attention block and the output head of `unet`.
+    def attach(cls, unet: UNet2DModel, c: int = 4, d: int = 8, heads: int = 4) -> Adaptor:
+        """Freeze `unet` and put new branches beside its residual and attention blocks and its output head.
 
-        At the start the net's output is what it was, bit for bit.
-
-        Parameters
-        ----------
-        unet
-            The net; changed by hooks only.
-        c, d, heads
-            See :class:`Branch`. The paper has c = 4 for DDPM, c = 2 for latent diffusion, and d = 8.
-        freeze
-            Whether the net's own parameters stop requiring a gradient.
-
-        Raises
-        ------
-        UserError
-            If c, d or heads is below 1, or the net has an adaptor already.
+        At the start the net's output is what it was, bit for bit. The paper has c = 4 for DDPM, c = 2 for latent
+        diffusion, and d = 8.
         """
-        for name, value in {"c": c, "d": d, "heads": heads}.items():
-            if value < 1:
-                raise UserError(f"{name}: {value!r} given; a whole number from 1")
         hooks = (hook for _, module, _ in _sites(unet) for hook in module._forward_hooks.values())
         if any(isinstance(getattr(hook, "__self__", None), Branch) for hook in hooks):
             raise UserError("unet: it has an adaptor already; take that out with detach() first")
-        adaptor = cls(unet, c, d, heads)
-        if freeze:
-            adaptor._frozen = [p for p in unet.parameters() if p.requires_grad]
-            unet.requires_grad_(False)
-        return adaptor
+        unet.requires_grad_(False)
+        return cls(unet, c, d, heads)
 
     def detach(self) -> None:
-        """Take the branches out; the net is the source again, and what `attach` froze can be trained again."""
+        """Take the branches out; the net is the source again, still frozen."""
         for handle in self._handles:
             handle.remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._handles, self._frozen = [], []
+        self._handles = []
 
     def save(self, unet: UNet2DModel, path: Path | str) -> None:
-        """Write the branches as one safetensors file, atomically, with settings and a checksum of `unet` in its header.
-
-        Raises
-        ------
-        UserError
-            The folder cannot be written.
-        """
+        """Write the branches as one safetensors file, with settings and a checksum of `unet` in its header."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         header = json.dumps({**self.settings, "net": _checksum(unet)})
         write_atomic(Path(path), safetensors.torch.save(tensors, metadata={HEADER: header}))
 
     @classmethod
-    def load(cls, unet: UNet2DModel, path: Path | str, freeze: bool = True) -> Adaptor:
-        """Attach the branches that `save` wrote to the net they were trained beside.
-
-        Raises
-        ------
-        UserError
-            The file is missing, damaged, no adaptor, or of another net (other shapes or other weights).
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"adaptor file {path} is missing; give one that Adaptor.save wrote")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {})[HEADER])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError:
-            raise UserError(f"adaptor file {path} is truncated or damaged; save it again") from None
-        except KeyError:
-            raise UserError(f"adaptor file {path} holds something else; give one that Adaptor.save wrote") from None
-        net = header.pop("net")
-        adaptor = cls.attach(unet, **header, freeze=freeze)
-        shapes = {name: value.shape for name, value in adaptor.state_dict().items()}
-        differs = shapes != {name: value.shape for name, value in tensors.items()}
-        if differs or net != _checksum(unet):
-            adaptor.detach()
-            what = "its layers have other shapes" if differs else "that net has other weights"
-            raise UserError(f"adaptor file {path} was made for another net: {what}; give the net it was trained with")
+    def load(cls, unet: UNet2DModel, path: Path | str) -> Adaptor:
+        """Attach the branches that `save` wrote to the net they were trained beside; no other net takes them."""
+        with reading(Path(path), "give a file that Adaptor.save wrote"), safe_open(str(path), framework="pt") as file:
+            header = json.loads(file.metadata()[HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if header.pop("net") != _checksum(unet):
+            raise UserError(f"{path}: made beside a net with other weights; give the net it was trained with")
+        adaptor = cls.attach(unet, **header)
         adaptor.load_state_dict(tensors)
         return adaptor
 
@@ -242,21 +177,12 @@ class Share(NamedTuple):
         return 100 * self.adaptor / self.base
 
 
-def share(unet_config: Mapping[str, Any], c: int = 4, d: int = 8, heads: int = 4) -> Share:
-    """Count the parameters of a U-Net and of its adaptor without allocating any of them.
-
-    Parameters
-    ----------
-    unet_config
-        Arguments of diffusers' ``UNet2DModel``, such as those in ``GEOMETRIES``.
-    c, d, heads
-        See :meth:`Adaptor.attach`; c does not change the number of parameters.
-    """
+def share(unet_config: Mapping[str, Any], d: int = 8) -> Share:
+    """Count the parameters of a U-Net (arguments of ``UNet2DModel``) and of its adaptor without allocating any."""
     with torch.device("meta"):
         unet = UNet2DModel(**unet_config)
-        base = sum(p.numel() for p in unet.parameters())
-        adaptor = Adaptor.attach(unet, c, d, heads)
-    return Share(sum(p.numel() for p in adaptor.parameters()), base)
+        adaptor = Adaptor.attach(unet, d=d)
+    return Share(*(sum(p.numel() for p in module.parameters()) for module in (adaptor, unet)))
 
 
 def _sites(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module, tuple[int, int, int | None]]]:

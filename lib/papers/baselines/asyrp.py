@@ -1,9 +1,8 @@
 """Editing in h-space (Asyrp; Kwon, Jeong, Uh, ICLR 2023), as SDFT uses it for text-guided edits (Supplement, Sec. 5).
 
 h is the output of the middle block of a diffusers U-Net. A direction adds ``c delta_h`` to it, and only the predicted
-clean image of a reverse step feels the change: the step's other term keeps the noise of the unedited network. A forward
-hook makes the change, so the network itself stays as it is. An edited step costs two calls of the whole U-Net (the
-official code splits the network and runs its encoder once); the steps below ``t_edit`` are plain and cost one.
+clean image of a reverse step feels the change: the step's other term keeps the noise of the unedited network. An edited
+step costs two calls of the whole U-Net (the official code splits the network and runs its encoder once).
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ SGD = partial(torch.optim.SGD, lr=0.5)  # as in the official code
 class DeltaBlock(nn.Module):
     """The learned direction ``delta_h = f(h, temb)``, one for all timesteps (Kwon et al. 2023, Sec. 3).
 
-    Group norm, SiLU, 1x1 convolution; plus a linear map of SiLU(temb); group norm, SiLU, 1x1 convolution. Its weights
-    start as PyTorch's default does, not at zero.
+    Its weights start as PyTorch's default does, not at zero.
     """
 
     def __init__(self, channels: int, embedding: int, groups: int = 32) -> None:
@@ -124,9 +122,8 @@ def learn(
     ``objective(P_t edited, image) + lambda_l1 |P_t edited - P_t of the unedited walk|``. Between levels the samples
     are detached. The learning rate falls to a tenth at 3/5 of the walks, as after three of the paper's five epochs.
 
-    Images (n, c, h, w) in [-1, 1] are drawn with replacement; `noisy` are the same, inverted to the first level. The
-    levels are those of :func:`lib.ground.diffusion.trajectory` that are edited. The paper has 5 epochs of 100 images
-    one by one, so 500 walks, and SGD. With CLIP, objective and factor come from :func:`text_terms`.
+    Images (n, c, h, w) in [-1, 1] are drawn with replacement; `noisy` are the same, inverted to the first of the
+    edited levels. The paper has 5 epochs of 100 images one by one. With CLIP, see :func:`text_terms`.
     """
     frozen, block = copy.deepcopy(unet).requires_grad_(False).eval(), delta_block(unet, seed)
     model = eps_model(frozen)

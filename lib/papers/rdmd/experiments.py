@@ -27,9 +27,16 @@ def three_minima(s: float, lambda_: float, weighting: str) -> dict[str, float | 
     found = rdmd.minimum_by_quadrature(s, lambda_, lambda sigma: 1.0 if one else sigma)
     nodes = rdmd.weightings(48)[weighting]
     end = rdmd.radius_and_angle(rdmd.linear_descent(rdmd.rotation(0.5, 2.5), s, lambda_, nodes, steps=600))
-    row = {"omega": weighting, "lambda": lambda_, "closed form": exact, "quadrature": found[0], "descent": end[0]}
-    gap = float(np.ptp([(exact, 0.0), found, end], axis=0).max())
-    return row | {"angle, quadrature": found[1], "angle, descent": end[1], "gap": gap}
+    return {
+        "omega": weighting,
+        "lambda": lambda_,
+        "closed form": exact,
+        "quadrature": found[0],
+        "descent": end[0],
+        "angle, quadrature": found[1],
+        "angle, descent": end[1],
+        "gap": float(np.ptp([(exact, 0.0), found, end], axis=0).max()),
+    }
 
 
 def circle_spread(s: float, lambda_: float) -> float:

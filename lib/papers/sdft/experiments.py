@@ -6,6 +6,7 @@ Each function returns small arrays by name; :func:`collect` stacks those of seve
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ SHARES = ("realism", "agreement", "coverage", "frechet")  # measures of `limited
 KEEPING = ("realism", "kept", "kept_seen", "kept_missing", "distance")  # measures of `translations`
 EDITING = ("success", "preserved", "realism", "missing")  # measures of `edits`
 SHOWN = 8  # samples kept as pictures
+THRESHOLDS = np.linspace(-0.6, 1, 81)  # on the cosine, of `selection`
 
 
 def collect(rows: list[Arrays]) -> Arrays:
@@ -64,17 +66,14 @@ def pure_noise(seed: int, p: Any, unet: Any, schedule: Schedule) -> Arrays:
 
 def arms(p: Any) -> dict[str, dict[str, float]]:
     """Return the arms of :func:`limited_data`: lambdas and gammas by name."""
-    names = ("lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux")
-    L, d, a = p.lambda_sdft, p.gamma_distill, p.gamma_aux
-    values = {
-        "naive": (0, d, 0, a),
-        "distill": (L, d, 0, a),
-        "aux": (0, d, L, a),
-        "SDFT": (L, d, L, a),
-        "gamma 0": (L, 0, L, 0),
-        **{f"SDFT, {other:g}": (other, d, other, a) for other in p.lambdas_more},
-    }
-    return {arm: dict(zip(names, numbers, strict=True)) for arm, numbers in values.items()}
+
+    def terms(distill: float, aux: float, gammas: tuple[float, float] = (p.gamma_distill, p.gamma_aux)) -> dict:
+        return {"lambda_distill": distill, "gamma_distill": gammas[0], "lambda_aux": aux, "gamma_aux": gammas[1]}
+
+    L = p.lambda_sdft
+    more = {f"SDFT, {other:g}": terms(other, other) for other in p.lambdas_more}
+    control = {"gamma 0": terms(L, L, (0, 0))}
+    return {"naive": terms(0, 0), "distill": terms(L, 0), "aux": terms(0, L), "SDFT": terms(L, L)} | control | more
 
 
 def limited_data(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
@@ -133,52 +132,50 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
         distance = (images.clamp(-1, 1) - x).square().mean((1, 2, 3)).sqrt().mean()
         return [judging.realism(v), *(part.mean().item() for part in (kept, kept[seen], kept[~seen], distance))]
 
-    found: dict[str, Any] = {"inputs": inputs.images[first].numpy()}
+    found: dict[str, Any] = {"inputs": inputs.images[first]}
     models, seen = {}, {"source": decode(source)}
     reference = judging.judge(judge, seen["source"])
     for name, weight, order in (("naive", 0, 0), ("SDFT", p.lambda_sdft, 0), ("naive again", 0, 500_000)):
         terms = {"lambda_distill": weight, "lambda_aux": weight}
-        look = decode if order == 0 else None
+        look = None if order else decode
         net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, look, **terms)
         models[name] = eps_model(net)
         if pairs:
             seen[name], verdicts = pairs[-1], [judging.judge(judge, images) for images in pairs]
-            values = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
-            found[f"pairs {name}"] = np.array(values)
+            found[f"pairs {name}"] = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
 
     classifier = NoisedClassifier(unet)
     settings = {"steps": p.classifier_steps, "batch": 2 * p.batch, "lr": p.classifier_lr, "seed": seed}
     train_noised(classifier, schedule, printed.images.to(unet.device), target, **settings)
     how, E = {"steps": p.steps, "eta": p.eta, "clip": True}, classifier.features
-    cycle = {"start": _level(p.cycle_start, p.pair_steps), "refine": _level(0.1, p.pair_steps), "clip": True}
+    cycle: dict[str, Any] = {"steps": p.pair_steps, "refine": _level(0.1, p.pair_steps), "clip": True}
+    cycle["start"] = _level(p.cycle_start, p.pair_steps)
     methods: dict[str, Callable[[Model, int], Tensor]] = {
         "SDEdit": lambda model, t: translation.sdedit(model, schedule, x, rng(seed), t, **how),
         "ILVR": lambda model, t: translation.ilvr(model, schedule, x, rng(seed), t, **how),
         "EGSDE": lambda model, t: egsde(model, E, schedule, x, rng(seed), t, lambda_i=p.lambda_i, **how),
         "DDIB": lambda model, _: translation.ddib(source, model, schedule, x, p.pair_steps, turn, p.iterations, True),
-        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(
-            source, model, schedule, x, rng(seed), steps=p.pair_steps, **cycle
-        ),
+        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, schedule, x, rng(seed), **cycle),
     }
     for method, translate in methods.items():
         times = starts(p) if method in ("SDEdit", "ILVR", "EGSDE") else [0.0]  # the others have one setting
         for name in models if method == "SDEdit" else ("naive", "SDFT"):
             outputs = [translate(models[name], _level(start, p.steps)) for start in times]
-            found[f"{method} {name}"] = np.array([measure(y) for y in outputs])
-            found[f"{method} {name} images"] = torch.stack([y[first].cpu() for y in outputs]).numpy()
+            found[f"{method} {name}"] = [measure(y) for y in outputs]
+            found[f"{method} {name} images"] = torch.stack([y[first].cpu() for y in outputs])
 
     usual = distances.nearest(held_out.images, printed.images)[0].max()
     unusable = distances.nearest(seen["source"].cpu(), printed.images)[0] > usual
     shifted = judging.judge(judge, seen["SDFT"].roll(1, 0))  # beside each source sample, the student's of another noise
     back = translation.ddib(source, source, schedule, x, p.pair_steps, turn, p.iterations)
-    controls = {
-        "unusable": unusable.float().mean().item(),
+    found |= {
+        "unusable": unusable.float().mean(),
         "other_noise": judging.agreement(shifted, reference),
-        "identity": (methods["SDEdit"](source, 0) - x).abs().max().item(),
-        "round_trip": (back - x).square().mean().sqrt().item(),
+        "identity": (methods["SDEdit"](source, 0) - x).abs().max().cpu(),
+        "round_trip": (back - x).square().mean().sqrt().cpu(),
+        **{f"pairs {name} images": images[:12].cpu() for name, images in seen.items()},
     }
-    pictures = {f"pairs {name} images": images[:12].cpu().numpy() for name, images in seen.items()}
-    return found | pictures | {name: np.array(value) for name, value in controls.items()}
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def slant(images: Tensor) -> Tensor:
@@ -210,10 +207,8 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
     target = digits.limited(training, p.shots, seed=seed)
     printed = digits.limited(digits.printed(judge.size), p.shots, range(10), seed=seed)
     leans = slants > wanted
-    steering, judging_slant = (
-        _leans(training.images, leans, width, s, p.classifier_steps, blur, unet.device)
-        for width, s, blur in ((64, seed, True), (32, seed + 500, False))
-    )
+    steering = _leans(training.images, leans, 64, seed, p.classifier_steps, unet.device, blurred=True)
+    second = _leans(training.images, leans, 32, seed + 500, p.classifier_steps, unet.device, blurred=False)
     how = {"steps": p.steps, "start": p.start, "t_edit": p.t_edit}
     levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]
 
@@ -221,25 +216,23 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
         return diffusion.invert_ddim(eps_model(net), schedule, images.to(unet.device), p.steps, stop=p.start)
 
     def learn(net: Any, images: Tensor, noisy: Tensor) -> asyrp.DeltaBlock:
-        settings = {"lambda_l1": p.lambda_l1, "walks": p.walks, "batch": p.batch, "seed": seed}
-        rule, objective = lambda weights: torch.optim.Adam(weights, lr=p.lr_delta), asyrp.toward(steering)
-        images = images.to(unet.device)
-        return asyrp.learn(net, schedule, images, noisy, objective, levels, optimizer=rule, **settings)[0]
+        rule, given = partial(torch.optim.Adam, lr=p.lr_delta), (images.to(unet.device), noisy, asyrp.toward(steering))
+        return asyrp.learn(net, schedule, *given, levels, p.lambda_l1, p.walks, p.batch, rule, seed)[0]
 
     def measure(images: Tensor) -> list[float]:
         verdicts, missing = judging.judge(judge, images), torch.isin(test.labels, torch.tensor(MISSING))
         images, same = images.clamp(-1, 1), (verdicts.digit == test.labels).float()
-        success = ((judging_slant(images) > 0) & (slant(images) > wanted)).float()
+        success = ((second(images) > 0) & (slant(images) > wanted)).float()
         return [*(v.mean().item() for v in (success, same)), judging.realism(verdicts), same[missing].mean().item()]
 
     of_source = learn(unet, printed.images, invert(unet, printed.images))
-    found, differences = {}, []
+    found: dict[str, Any] = {"inputs": test.images[:SHOWN], "difference": 0.0}
     for name, weight in (("naive", 0.0), ("SDFT", p.lambda_sdft)):
-        terms = {"lambda_distill": weight, "lambda_aux": weight}
+        terms: dict[str, Any] = {"lambda_distill": weight, "lambda_aux": weight}
         net, _ = student(unet, schedule, target.images.to(unet.device), p, seed, [p.tuning_steps], **terms)
         noisy, noisy_target = invert(net, test.images), invert(net, target.images)
         learned, right = learn(net, target.images, noisy_target), _above_median(target).to(unet.device)
-        directions = {
+        directions: dict[str, tuple[asyrp.Direction, list[float]]] = {
             "learned": (learned, strengths(p)),
             "mean difference": (asyrp.mean_difference(net, schedule, noisy_target, right, levels), p.strengths_mean),
             "random": (asyrp.random_like(learned, seed), [1.0]),
@@ -247,12 +240,12 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
         }
         for key, (direction, factors) in directions.items():
             outputs = torch.stack([asyrp.edit(net, schedule, noisy, direction, c, **how) for c in factors])
-            found[f"{name} {key}"] = np.array([measure(images) for images in outputs])
+            found[f"{name} {key}"] = [measure(images) for images in outputs]
             if key == "learned":
                 plain = diffusion.sample_ddim(eps_model(net), schedule, noisy, p.steps, start=p.start)
-                differences.append((outputs[strengths(p).index(0.0)] - plain).abs().max().item())
-                found[f"{name} images"] = outputs[:, :SHOWN].cpu().numpy()
-    return found | {"inputs": test.images[:SHOWN].numpy(), "difference": np.array(max(differences))}
+                found["difference"] = max(found["difference"], (outputs[0] - plain).abs().max().item())  # strength 0
+                found[f"{name} images"] = outputs[:, :SHOWN].cpu()
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def selection(seed: int, p: Any, device: torch.device) -> Arrays:
@@ -290,9 +283,6 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
     }
 
 
-THRESHOLDS = np.linspace(-0.6, 1, 81)
-
-
 def selected(share: float, total: int) -> int:
     """Return how many of `total` images a share of them is, at least one."""
     return min(max(1, round(share * total)), total)
@@ -304,7 +294,7 @@ def rng(seed: int) -> torch.Generator:
 
 
 def student(
-    unet: Any, schedule: Schedule, images: Tensor, p: Any, seed: int, at: list[int], look: Look = None, **terms: float
+    unet: Any, schedule: Schedule, images: Tensor, p: Any, seed: int, at: list[int], look: Look = None, **terms: Any
 ) -> tuple[nn.Module, list[Tensor]]:
     """Fine-tune a copy of `unet` up to the last of the steps `at`; return it, and ``look(model)`` at each of them."""
     seen = []
@@ -314,8 +304,7 @@ def student(
             seen.append(look(eps_model(net)))
 
     options = Options(batch=p.batch, lr=p.lr, seed=seed)
-    net, _ = sdft.finetune(unet, schedule, images, max(at), options, on_step, **terms)
-    return net, seen
+    return sdft.finetune(unet, schedule, images, max(at), options, on_step, **terms)[0], seen
 
 
 def _level(share: float, steps: int, T: int = 1000) -> int:
@@ -337,7 +326,7 @@ def _fit(net: nn.Module, steps: int, loss: Callable[[int], Tensor], cosine: bool
 
 
 def _leans(
-    images: Tensor, leans: Tensor, width: int, seed: int, steps: int, blurred: bool, device: torch.device
+    images: Tensor, leans: Tensor, width: int, seed: int, steps: int, device: torch.device, blurred: bool
 ) -> Callable[[Tensor], Tensor]:
     """Return the logit of a network that says whether noisy images lean right; `blurred`: every other batch is."""
     with torch.random.fork_rng(devices=[]):

@@ -75,7 +75,7 @@ def finetune(
     steps: int,
     options: Options,
     on_step: Callable[[int, nn.Module], None] | None = None,
-    **terms: float,
+    **terms: Any,
 ) -> tuple[nn.Module, History]:
     """Fine-tune a copy of the U-Net `source` on images (n, c, h, w) in [-1, 1]; `terms` are lambdas and gammas.
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from lib.ground import nets
 from lib.papers.ant.adaptor import GEOMETRIES, HEAD, Adaptor, Branch, share
 from lib.record.files import UserError
+from tests.rounding import assert_same
 
 
 def resampling(**more):
@@ -70,7 +71,6 @@ def test_the_net_is_unchanged_at_the_start_and_after_detaching(name, c):
     assert list(unet.state_dict()) == keys
     adaptor.detach()
     assert torch.equal(output(unet, x, t), before)
-    assert all(p.requires_grad for p in unet.parameters())
 
 
 def test_every_block_has_a_branch_that_counts():
@@ -90,35 +90,36 @@ def test_every_block_has_a_branch_that_counts():
 
 
 def test_the_head_branch_sees_what_the_head_sees():
-    unet = make()
+    unet = make().double()
     adaptor = woken(Adaptor.attach(unet))
     for name, branch in adaptor.branches.items():
         if name != HEAD:
             torch.nn.init.zeros_(branch.up.weight)
     x, t = inputs(unet)
+    x = x.double()
     seen = []
     with unet.conv_norm_out.register_forward_pre_hook(lambda module, args: seen.append(args[0])):
         adapted = output(unet, x, t)
     head = adaptor.branches[HEAD]
     adaptor.detach()
     with torch.no_grad():
-        torch.testing.assert_close(adapted, output(unet, x, t) + head(seen[0], (8, 8)))
+        assert_same(adapted, output(unet, x, t) + head(seen[0], (8, 8)))
 
 
 def test_a_branch_by_hand():
     """Pooling, both normalisations and upsampling in their order, with a transformer block that does nothing."""
-    branch = Branch(4, 3, c=2, d=4)
+    branch = Branch(4, 3, c=2, d=4).double()
     for linear in (branch.block.self_attn.out_proj, branch.block.linear2):
         torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(linear.bias)
     torch.nn.init.normal_(branch.up.weight)
-    x = torch.randn(1, 4, 6, 6)
+    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
     pooled = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).reshape(1, 2, 2, 3, 3)  # two groups of two channels
     spread = pooled.var((2, 3, 4), correction=0, keepdim=True)
     z = branch.down(((pooled - pooled.mean((2, 3, 4), keepdim=True)) / (spread + 1e-5).sqrt()).reshape(1, 4, 3, 3))
     z = z.repeat_interleave(2, 2).repeat_interleave(2, 3)
     z = (z - z.mean()) / (z.var(correction=0) + 1e-5).sqrt()
-    torch.testing.assert_close(branch(x, (6, 6)), branch.up(z), rtol=1e-4, atol=1e-5)
+    assert_same(branch(x, (6, 6)), branch.up(z))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -139,7 +140,7 @@ def test_gradients_reach_the_adaptor_only_and_survive_checkpointing(name, checkp
         adaptor.zero_grad()
         unet(x, t).sample.square().mean().backward()
         for p, g in zip(adaptor.parameters(), plain, strict=True):
-            torch.testing.assert_close(p.grad, g)
+            assert_same(p.grad, g)
 
 
 def test_only_the_last_convolutions_move_first():
@@ -182,27 +183,21 @@ def test_save_and_load(tmp_path):
 def test_files_that_do_not_belong_are_refused(tmp_path):
     unet, path = make(), tmp_path / "adaptor.safetensors"
     Adaptor.attach(unet).save(unet, path)
-    for other, why in ((make(seed=1), "other weights"), (make("resampling"), "other shapes")):
+    for other in (make(seed=1), make("resampling")):
         before = output(other, *(probe := inputs(other)))
-        with pytest.raises(UserError, match=f"another net: .*{why}"):
+        with pytest.raises(UserError, match="a net with other weights"):
             Adaptor.load(other, path)
         assert torch.equal(output(other, *probe), before)
         assert all(p.requires_grad for p in other.parameters())
-    with pytest.raises(UserError, match=r"none\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"none\.safetensors: missing"):
         Adaptor.load(make(), tmp_path / "none.safetensors")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="truncated or damaged"):
         Adaptor.load(make(), damaged)
     save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: .*give a file that Adaptor\.save wrote"):
         Adaptor.load(make(), tmp_path / "weights.safetensors")
-
-
-@pytest.mark.parametrize("name", ["c", "d", "heads"])
-def test_bad_sizes_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"^{name}: 0 given"):
-        Adaptor.attach(make(), **{name: 0})
 
 
 def test_a_second_adaptor_is_refused():
@@ -239,7 +234,7 @@ def test_the_geometries_have_the_sizes_of_the_nets(name, millions):
 
 def test_share_counts_what_attach_makes():
     unet = make("resampling")
-    counted = share(dict(unet.config), c=2, d=16)
+    counted = share(dict(unet.config), d=16)
     assert counted.base == nets.parameter_count(unet)
     assert counted.adaptor == nets.parameter_count(Adaptor.attach(unet, c=2, d=16))
     assert counted.percent == 100 * counted.adaptor / counted.base

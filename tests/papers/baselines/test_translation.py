@@ -16,8 +16,6 @@ from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
 STEPS = 40  # t = 0, 25, ..., 975
-
-
 MEANS = torch.tensor([[0.6, -0.2], [-0.4, 0.3]], dtype=torch.float64)
 SOURCE, TARGET = Gaussian(MEANS[0], 0.5), Gaussian(MEANS[1], 0.2)
 SOURCE_MODEL, TARGET_MODEL = exact_denoiser(SCHEDULE, SOURCE), exact_denoiser(SCHEDULE, TARGET)
