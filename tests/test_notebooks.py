@@ -52,7 +52,6 @@ def test_form(name):
         assert len(lines) <= longest, f"what is longer belongs in lib: {cell.source}"
 
 
-@pytest.mark.xfail(strict=False, reason="until all notebooks are folded")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_reader_sees_no_more_code_than_prose(name):
     lines = {"markdown": 0, "code": 0}

@@ -68,11 +68,12 @@ import torch
 
 from lib.papers.ant import method as ant, toy, toy_figures
 from lib.record import claims, figures, run as record
+from lib.record.files import UserError
 
 run = record.start("20_ant_2d", globals())
 p = run.parameters
 if p.transfers > p.draws:
-    raise record.UserError(f"parameter 'transfers': {p.transfers} given; at most draws, {p.draws}")
+    raise UserError(f"parameter 'transfers': {p.transfers} given; at most draws, {p.draws}")
 seeds = list(range(p.seed, p.seed + p.draws))  # one a draw of the shots
 LABEL = toy_figures.LABEL  # of the arms
 

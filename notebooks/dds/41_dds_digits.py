@@ -97,13 +97,14 @@ from tqdm.auto import tqdm
 from lib.papers.dds import experiments, fast, figures as drawings, measures, method as dds
 from lib.papers.dds.experiments import collect, key_of
 from lib.record import figures, run as record
+from lib.record.files import UserError
 from lib.worlds import digits as data, judge as judges, prompts as digit_prompts
 from lib.worlds.sources import seconds as trained_in
 
 run = record.start("41_dds_digits", globals())
 p, HANDWRITTEN = run.parameters, judges.HANDWRITTEN
 if p.source_digit == p.target_digit:
-    raise record.UserError(f"source_digit, target_digit: both are {p.source_digit}; give two digits that differ")
+    raise UserError(f"source_digit, target_digit: both are {p.source_digit}; give two digits that differ")
 if not p.source:
     settings = {"size": p.size, "channels": p.channels, "steps": p.prompt_steps, "batch": p.batch, "lr": p.lr}
     digit_prompts.class_model(run.artefacts / "prompts", **settings, ema=p.ema, device=run.device)

@@ -111,6 +111,7 @@ from lib.jobs.stable_diffusion import model as stable_diffusion, network as dds_
 from lib.papers.dds import experiments, fast, network
 from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
+from lib.record.files import UserError
 from lib.worlds import prompts as digit_prompts
 
 run = record.start("43_dds_network", globals())
@@ -119,7 +120,7 @@ MEASURES, VARIANTS, WANTED = experiments.MEASURES, experiments.VARIANTS, experim
 if bool(p.weights) != bool(p.images):
     text = "name a folder of photographs that show what source_prompt says, and weights of Stable Diffusion, or neither"
     licence = f"{stable_diffusion.SD_15}: CreativeML OpenRAIL-M"
-    raise record.UserError(f"weights, images: only one of the two is given; {text} ({licence})")
+    raise UserError(f"weights, images: only one of the two is given; {text} ({licence})")
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -89,13 +89,14 @@ from lib.ground import folder
 from lib.jobs.stable_diffusion import edit as zero_shot, model as stable_diffusion, speed as dds_speed, tiny
 from lib.measures import clip as clips, perceptual
 from lib.record import figures, run as record
+from lib.record.files import UserError
 
 run = record.start("44_dds_stable_diffusion", globals())
 p = run.parameters
 if bool(p.weights) != bool(p.clip):
-    raise record.UserError("weights, clip: only one of the two is given; give both, or none")
+    raise UserError("weights, clip: only one of the two is given; give both, or none")
 if p.images and not p.prompts:
-    raise record.UserError("prompts: none given for your images; give pairs [source, target]: [['', 'Snowing.']]")
+    raise UserError("prompts: none given for your images; give pairs [source, target]: [['', 'Snowing.']]")
 trained, p.strengths = bool(p.weights), sorted(set(p.strengths))
 place, clip_place = p.weights, p.clip
 if not trained:  # written and loaded again, as a folder of yours would be

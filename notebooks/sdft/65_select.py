@@ -62,12 +62,13 @@ from lib.ground import folder
 from lib.measures import clip as clips
 from lib.papers.sdft import experiments
 from lib.record import figures, run as record
+from lib.record.files import UserError
 from lib.worlds import digits
 
 run = record.start("65_select", globals())
 p = run.parameters
 if bool(p.clip) != bool(p.images):
-    raise record.UserError("clip, images: only one of the two is given; give both, or none")
+    raise UserError("clip, images: only one of the two is given; give both, or none")
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -86,7 +86,7 @@ dice = {
 # side). From the checks follows the verdict: *reproduced* if all hold, *trend only* if only those marked as trend and
 # the controls do, *not reproduced* otherwise. Ten seeds, then the card:
 
-# %%
+# %% tags=["hide-input"]
 faces, loads = np.arange(1, 7), np.array([1, 1, 1, 1, 1, 2]) / 7
 throw = [np.random.default_rng(s) for s in range(10)]
 measured = {
@@ -159,7 +159,7 @@ student.eval().save_pretrained(run.artefacts / "own" / "unet")
 # Source and student draw from the same noise. What the student keeps of the source's picture, and what it takes from
 # your images, is the subject of `60_finetune`.
 
-# %%
+# %% tags=["hide-input"]
 noise = torch.randn(p.samples, *own.shape[1:], generator=torch.Generator().manual_seed(p.seed))
 drawn = []
 for net in (unet, student):

@@ -81,7 +81,7 @@ print("printed images a digit:", torch.bincount(printed.labels).tolist())
 print("classes of the biased target:", data.limited(handwritten).labels.unique().tolist())
 
 
-# %%
+# %% tags=["hide-input"]
 gap = data.coarse_gap(handwritten.images, printed.images)
 gap_plain = data.coarse_gap(handwritten.images, plain.images)
 for name, g in (("matched", gap), ("plain", gap_plain)):
@@ -104,7 +104,7 @@ figures.show(run, "domains", lambda: figures.image_grid(torch.stack(rows), 10, r
 # %% [markdown]
 # ### The judge
 
-# %%
+# %% tags=["hide-input"]
 judge = sources.classifier(run.artefacts / "classifier", p.size, p.classifier_steps, p.seed, run.device)
 held = {"printed": printed_held, "handwritten": handwritten_held}
 table = []
@@ -135,10 +135,10 @@ half = metrics.judge(judge, printed_train.images[: len(printed_held.labels)]).fe
 # apart. The first table says how often the judge is right on images it was not trained on; then the samples of the
 # source are judged: are they printed, are all digits there, how far are they from held-out digits?
 
-# %%
+# %% tags=["hide-input"]
 run.table("judge", table)
 
-# %%
+# %% tags=["hide-input"]
 distances = [frechet_distance(v.features, features["printed"]) for v in verdicts]
 run.number("frechet", distances)
 run.number("printed_share", [100 * metrics.realism(v, 0) for v in verdicts], "%")
@@ -154,7 +154,7 @@ quality += [{"images": "handwritten digits", "printed": "", "Frechet distance": 
 # clamped (and the noise derived from it again) or not. This matters to experiments that compare two models from equal
 # noise.
 
-# %%
+# %% tags=["hide-input"]
 noise = torch.randn(sets[0].shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
 for name, clip in (("clamped", True), ("free", False)):
     x = diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, p.sampling_steps, clip=clip)
@@ -168,7 +168,7 @@ run.table("Frechet distance to held-out printed digits", quality)
 # Does the source repeat its training images? We compare the distance (root mean square over pixels) from each sample
 # to the nearest training image with that from held-out printed digits, which were drawn from the same fonts.
 
-# %%
+# %% tags=["hide-input"]
 to_training = [nearest(images, printed_train.images)[0] for images in sets]
 usual = nearest(printed_held.images, printed_train.images)[0]
 copies = [100 * (d < usual.quantile(0.01)).float().mean().item() for d in to_training]
@@ -176,7 +176,7 @@ run.number("copies", copies, "%")
 print(f"distance to the nearest training image: samples {np.mean([d.mean() for d in to_training]):.3f},")
 print(f"held-out digits {usual.mean():.3f}; nearer than 99 % of these: {run.text('copies')} of the samples")
 
-# %%
+# %% tags=["hide-input"]
 shares = 100 * torch.stack([metrics.histogram(v) for v in verdicts])  # (seeds, 10)
 run.table("digits", [{"digit": k, "share of samples (%)": shares[:, k].mean().item()} for k in range(10)])
 
