@@ -177,6 +177,7 @@ def table(title: str, names: list[str], heads: dict[str, str], note: str) -> Non
     run.table(title, rows, note)
 
 
+# %% tags=["hide-input"]
 def rows_of_digits(figure: str, rows: dict[str, np.ndarray], words: str, cell: float = 0.52) -> None:
     """Show rows of pictures (n, 1, h, w), each with its label."""
     shown, n = np.concatenate(list(rows.values())), len(next(iter(rows.values())))
@@ -279,6 +280,7 @@ at_most = f"an input never read as the target counts {longest} steps"
 run.table("steps", rows, f"{p.seeds} x {p.images} inputs of each; {at_most}")
 
 
+# %% tags=["hide-input"]
 def draw_steps() -> Figure:
     """Draw success over the steps."""
     figure, axis = plt.subplots(figsize=(6, 3.0))

@@ -238,6 +238,7 @@ def show_reading(name: str, reading: str) -> None:
     figures.show(run, name, lambda: draw_reading(reading), alt=text)
 
 
+# %% tags=["hide-input"]
 show_reading("predictions", "b")
 
 # %% [markdown]

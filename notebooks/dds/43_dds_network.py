@@ -286,6 +286,7 @@ def draw_step(at: int) -> Figure:
     return figures.image_grid(shown, ncols=10, row_labels=["input", *VARIANTS], cell=0.5)
 
 
+# %% tags=["hide-input"]
 def say(at: int) -> str:
     """Text of one frame."""
     shares = ", ".join(f"{v} {first[v]['measured'][at, 0, 0]:.2f}" for v in VARIANTS)

@@ -208,6 +208,7 @@ run.table(
 )
 
 
+# %% tags=["hide-input"]
 def draw_scores():
     """Draw text alignment against distance to the input."""
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
@@ -222,6 +223,7 @@ def draw_scores():
     return marked(figure)
 
 
+# %% tags=["hide-input"]
 words = "; ".join(f"{m}: {a:.3f} and {d:.3f}" for m, a, d in scores)
 caution = "" if trained else " The weights are random: no measure of quality."
 figures.show(run, "scores", draw_scores, alt=f"CLIP similarity to the prompt and LPIPS to the input. {words}.{caution}")

@@ -296,6 +296,7 @@ run.claim(
 )
 
 
+# %% tags=["hide-input"]
 def ranks(values):  # of (seeds, lambdas)
     return [float(spearmanr(lambdas, row).statistic) for row in values]
 
@@ -310,6 +311,7 @@ run.claim(
     crossings_zero=crossings[:, zero],
     swaps_ot=optimum["swaps"],
 )
+# %% tags=["hide-input"]
 positive = [i for i, value in enumerate(lambdas) if value > 0]
 run.claim(
     "R3",

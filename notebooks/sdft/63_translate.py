@@ -135,6 +135,7 @@ def mean(method, name, measure, at=None):
     return values if at is None else values[at if method in methods else 0]
 
 
+# %% tags=["hide-input"]
 def draw_trade_off(measure="kept", label="share that keep the digit"):
     figure, axes = plt.subplots(1, 3, figsize=(7, 3), sharex=True, sharey=True)
     named = [HALF, starts.index(0.625)]
