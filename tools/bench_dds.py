@@ -18,7 +18,7 @@ from lib.papers.dds import fast
 from lib.papers.dds import method as dds
 from lib.record.timing import interleaved, ratio
 from lib.worlds.judge import HANDWRITTEN, PRINTED
-from lib.worlds.prompts import null, prompt, with_prompts
+from lib.worlds.prompts import null, prompt, prompt_model, with_prompts
 from tools.bench_tools import Counted, Row, row
 
 TITLE = "DDS: the loop as published, and ours"
@@ -76,7 +76,7 @@ def savings(
 
     def edits(y_hat: Tensor, edit: Any, shared: bool = False) -> tuple[int, list[Tensor]]:
         """Edit to every target, and return the evaluations and the results."""
-        model, named = Counted(net), {"iterations": iterations}
+        model, named = Counted(prompt_model(net)), {"iterations": iterations}
         if shared:
             named["reference"] = fast.reference(model, schedule, z_hat, y_hat, empty, iterations=iterations)
         results = [edit(model, schedule, z_hat, y, y_hat, empty, **named).z for y in goals]

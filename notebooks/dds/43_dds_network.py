@@ -108,7 +108,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from lib.jobs.stable_diffusion import model as stable_diffusion, network as dds_network_files, tiny as tiny_diffusion
-from lib.papers.dds import experiments, fast, network
+from lib.papers.dds import fast, network, network_experiments as experiments
 from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 from lib.record.files import UserError

@@ -83,7 +83,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib.ground import diffusion
-from lib.papers.sdft import experiments
+from lib.papers.sdft import experiments, traits
 from lib.record import figures, run as record
 from lib.worlds import sources
 
@@ -101,7 +101,7 @@ ZERO, ONE = strengths.index(0.0), strengths.index(1.0)
 bar = -torch.ones(1, 1, 16, 16)
 for row in range(16):
     bar[0, 0, row, 11 - row // 2] = 1  # two rows down, one to the left
-leaning, mirrored = (experiments.slant(x).item() for x in (bar, bar.flip(3)))
+leaning, mirrored = (traits.slant(x).item() for x in (bar, bar.flip(3)))
 print(f"slant of a bar that leans one in two: {leaning:.2f}, mirrored: {mirrored:.2f}")
 walk = diffusion.trajectory(diffusion.linear(), 20, 700)
 print(f"edited steps of the default walk: {[t for t, _ in walk if t >= 500]}")

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from lib.ground import diffusion
 from lib.ground.diffusion import Model, Schedule
@@ -25,6 +24,7 @@ from lib.measures import distances
 from lib.papers.baselines import asyrp, translation
 from lib.papers.baselines.egsde import egsde
 from lib.papers.sdft import method as sdft
+from lib.papers.sdft import traits
 from lib.worlds import digits
 from lib.worlds import judge as judging
 
@@ -178,16 +178,6 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def slant(images: Tensor) -> Tensor:
-    """Return the horizontal shift of the ink for a unit of height, from second moments; positive leans right, (n,)."""
-    ink = (images.clamp(-1, 1)[:, 0] + 1) / 2  # (n, size, size)
-    axis = torch.arange(images.shape[-1], dtype=ink.dtype, device=ink.device)
-    share = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    x, y = axis - (share * axis).sum((1, 2)).view(-1, 1, 1), axis - (share.sum(2) @ axis).view(-1, 1)
-    covariance = (share * x * y[:, :, None]).sum((1, 2))
-    return -covariance / (share.sum(2) * y**2).sum(1).clamp(min=1e-6)  # rows count downwards, hence the sign
-
-
 def strengths(p: Any) -> list[float]:
     """Return the strengths of the learned direction in :func:`edits`; 0 and 1 are always among them."""
     return sorted({0.0, 1.0, *p.strengths})
@@ -200,15 +190,15 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
     one of strength 0 to plain sampling.
     """
     training, held_out = digits.split(digits.handwritten(judge.size))
-    slants = slant(training.images)
+    slants = traits.slant(training.images)
     low, wanted = slants.quantile(1 / 2), slants.quantile(2 / 3)
-    upright = torch.nonzero(slant(held_out.images) < low).flatten()
+    upright = torch.nonzero(traits.slant(held_out.images) < low).flatten()
     test = digits.select(held_out, upright[torch.randperm(len(upright), generator=rng(seed))[: p.inputs]])
     target = digits.limited(training, p.shots, seed=seed)
     printed = digits.limited(digits.printed(judge.size), p.shots, range(10), seed=seed)
     leans = slants > wanted
-    steering = _leans(training.images, leans, 64, seed, p.classifier_steps, unet.device, blurred=True)
-    second = _leans(training.images, leans, 32, seed + 500, p.classifier_steps, unet.device, blurred=False)
+    steering = traits.leaning(training.images, leans, 64, seed, p.classifier_steps, unet.device, blurred=True)
+    second = traits.leaning(training.images, leans, 32, seed + 500, p.classifier_steps, unet.device, blurred=False)
     how = {"steps": p.steps, "start": p.start, "t_edit": p.t_edit}
     levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]
 
@@ -222,7 +212,7 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
     def measure(images: Tensor) -> list[float]:
         verdicts, missing = judging.judge(judge, images), torch.isin(test.labels, torch.tensor(MISSING))
         images, same = images.clamp(-1, 1), (verdicts.digit == test.labels).float()
-        success = ((second(images) > 0) & (slant(images) > wanted)).float()
+        success = ((second(images) > 0) & (traits.slant(images) > wanted)).float()
         return [*(v.mean().item() for v in (success, same)), judging.realism(verdicts), same[missing].mean().item()]
 
     of_source = learn(unet, printed.images, invert(unet, printed.images))
@@ -231,7 +221,7 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
         terms: dict[str, Any] = {"lambda_distill": weight, "lambda_aux": weight}
         net, _ = student(unet, schedule, target.images.to(unet.device), p, seed, [p.tuning_steps], **terms)
         noisy, noisy_target = invert(net, test.images), invert(net, target.images)
-        learned, right = learn(net, target.images, noisy_target), _above_median(target).to(unet.device)
+        learned, right = learn(net, target.images, noisy_target), traits.above_median(target).to(unet.device)
         directions: dict[str, tuple[asyrp.Direction, list[float]]] = {
             "learned": (learned, strengths(p)),
             "mean difference": (asyrp.mean_difference(net, schedule, noisy_target, right, levels), p.strengths_mean),
@@ -256,7 +246,7 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
     """
     collection, (learned, prompts) = digits.handwritten(), digits.split(digits.printed())
     labels, n = collection.labels.numpy(), selected(p.share, len(collection.labels))
-    net = _scorer(learned, seed, p.steps, device)
+    net = traits.scorer(learned, seed, p.steps, device)
     ours, printed = (judging.judge(net, d.images).features for d in (collection, prompts))
     prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
     similarity = F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2).numpy()  # (images, 10)
@@ -264,7 +254,7 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
     hits = labels[order] == np.arange(10)  # whether the image at each rank is of the wanted class
     purity = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
     images = collection.images.double()
-    traits = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, slant(images)], dim=1).numpy()  # (images, 2)
+    traits = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, traits.slant(images)], dim=1).numpy()  # (images, 2)
     bias = np.full((10, 2), np.nan)
     for k, top in enumerate(order[:n].T):
         mine, kept = traits[labels == k], traits[top[labels[top] == k]]
@@ -310,61 +300,3 @@ def student(
 def _level(share: float, steps: int, T: int = 1000) -> int:
     """Return the timestep of a trajectory of `steps` steps at a share of T."""
     return round(share * steps) * (T // steps)
-
-
-def _fit(net: nn.Module, steps: int, loss: Callable[[int], Tensor], cosine: bool = False) -> nn.Module:
-    """Train a small classifier by AdamW; ``loss(i)`` draws batch i."""
-    rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps) if cosine else None
-    for i in range(steps):
-        rule.zero_grad()
-        loss(i).backward()
-        rule.step()
-        if decay:
-            decay.step()
-    return net.requires_grad_(False).eval()
-
-
-def _leans(
-    images: Tensor, leans: Tensor, width: int, seed: int, steps: int, device: torch.device, blurred: bool
-) -> Callable[[Tensor], Tensor]:
-    """Return the logit of a network that says whether noisy images lean right; `blurred`: every other batch is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        last = nn.Linear(width, 1)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), width), nn.SiLU(), last).to(device)
-    generator = rng(seed)
-
-    def loss(i: int) -> Tensor:
-        index = torch.randint(len(images), (64,), generator=generator)
-        x, strength, spread = images[index], *torch.rand(2, generator=generator).tolist()
-        x = gaussian_blur(x, [9, 9], [0.3 + 1.5 * spread]) if blurred and i % 2 else x  # like a P_t of high noise
-        x = x + 0.2 * strength * torch.randn(x.shape, generator=generator)
-        return F.binary_cross_entropy_with_logits(net(x.to(device))[:, 0], leans[index].float().to(device))
-
-    _fit(net, steps, loss)
-    return lambda images: net(images)[:, 0]
-
-
-def _above_median(digits_: digits.Digits) -> Tensor:
-    """Return whether each image leans more than the median of its digit, so that both halves hold the same digits."""
-    values, labels = slant(digits_.images), digits_.labels
-    return values > torch.stack([values[labels == k].median() for k in labels])
-
-
-def _scorer(learned: digits.Digits, seed: int, steps: int, device: torch.device) -> judging.Classifier:
-    """Return a classifier trained on printed digits alone, with noise and shifts of up to one pixel."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = judging.Classifier().to(device)
-    generator = rng(seed)
-
-    def loss(i: int) -> Tensor:
-        index = torch.randint(len(learned.labels), (64,), generator=generator)
-        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        x = learned.images[index].roll(shift, dims=(2, 3))
-        x = x + 0.15 * torch.randn(x.shape, generator=generator)
-        return F.cross_entropy(net(x.to(device))[0], learned.labels[index].to(device))
-
-    _fit(net, steps, loss, cosine=True)
-    return net

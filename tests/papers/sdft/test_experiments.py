@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.ground import diffusion, nets
-from lib.papers.sdft import experiments
+from lib.papers.sdft import experiments, traits
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_slant_is_that_of_a_sheared_bar():
     bar = -torch.ones(1, 1, 16, 16, dtype=torch.float64)
     for row in range(16):
         bar[0, 0, row, 11 - row // 2] = 1
-    assert experiments.slant(bar).item() == pytest.approx(0.5, abs=0.02)
-    assert experiments.slant(bar).item() == pytest.approx(-experiments.slant(bar.flip(3)).item())
+    assert traits.slant(bar).item() == pytest.approx(0.5, abs=0.02)
+    assert traits.slant(bar).item() == pytest.approx(-traits.slant(bar.flip(3)).item())
 
 
 def test_levels_are_steps_of_the_trajectory_as_in_the_paper():

@@ -1,0 +1,81 @@
+"""Traits of digits that experiments on SDFT steer and judge by: the slant, and small classifiers trained on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from lib.worlds import digits
+from lib.worlds import judge as judging
+
+
+def slant(images: Tensor) -> Tensor:
+    """Return the horizontal shift of the ink for a unit of height, from second moments; positive leans right, (n,)."""
+    ink = (images.clamp(-1, 1)[:, 0] + 1) / 2  # (n, size, size)
+    axis = torch.arange(images.shape[-1], dtype=ink.dtype, device=ink.device)
+    share = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    x, y = axis - (share * axis).sum((1, 2)).view(-1, 1, 1), axis - (share.sum(2) @ axis).view(-1, 1)
+    covariance = (share * x * y[:, :, None]).sum((1, 2))
+    return -covariance / (share.sum(2) * y**2).sum(1).clamp(min=1e-6)  # rows count downwards, hence the sign
+
+
+def above_median(digits_: digits.Digits) -> Tensor:
+    """Return whether each image leans more than the median of its digit, so that both halves hold the same digits."""
+    values, labels = slant(digits_.images), digits_.labels
+    return values > torch.stack([values[labels == k].median() for k in labels])
+
+
+def _fit(net: nn.Module, steps: int, loss: Callable[[int], Tensor], cosine: bool = False) -> nn.Module:
+    """Train a small classifier by AdamW; ``loss(i)`` draws batch i."""
+    rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps) if cosine else None
+    for i in range(steps):
+        rule.zero_grad()
+        loss(i).backward()
+        rule.step()
+        if decay:
+            decay.step()
+    return net.requires_grad_(False).eval()
+
+
+def leaning(
+    images: Tensor, leans: Tensor, width: int, seed: int, steps: int, device: torch.device, blurred: bool
+) -> Callable[[Tensor], Tensor]:
+    """Return the logit of a network that says whether noisy images lean right; `blurred`: every other batch is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        last = nn.Linear(width, 1)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), width), nn.SiLU(), last).to(device)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(i: int) -> Tensor:
+        index = torch.randint(len(images), (64,), generator=generator)
+        x, strength, spread = images[index], *torch.rand(2, generator=generator).tolist()
+        x = gaussian_blur(x, [9, 9], [0.3 + 1.5 * spread]) if blurred and i % 2 else x  # like a P_t of high noise
+        x = x + 0.2 * strength * torch.randn(x.shape, generator=generator)
+        return F.binary_cross_entropy_with_logits(net(x.to(device))[:, 0], leans[index].float().to(device))
+
+    _fit(net, steps, loss)
+    return lambda images: net(images)[:, 0]
+
+
+def scorer(learned: digits.Digits, seed: int, steps: int, device: torch.device) -> judging.Classifier:
+    """Return a classifier trained on printed digits alone, with noise and shifts of up to one pixel."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = judging.Classifier().to(device)
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(i: int) -> Tensor:
+        index = torch.randint(len(learned.labels), (64,), generator=generator)
+        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        x = learned.images[index].roll(shift, dims=(2, 3))
+        x = x + 0.15 * torch.randn(x.shape, generator=generator)
+        return F.cross_entropy(net(x.to(device))[0], learned.labels[index].to(device))
+
+    _fit(net, steps, loss, cosine=True)
+    return net
