@@ -254,10 +254,10 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
     hits = labels[order] == np.arange(10)  # whether the image at each rank is of the wanted class
     purity = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
     images = collection.images.double()
-    traits = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, traits.slant(images)], dim=1).numpy()  # (images, 2)
+    looks = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, traits.slant(images)], dim=1).numpy()  # (images, 2)
     bias = np.full((10, 2), np.nan)
     for k, top in enumerate(order[:n].T):
-        mine, kept = traits[labels == k], traits[top[labels[top] == k]]
+        mine, kept = looks[labels == k], looks[top[labels[top] == k]]
         if len(kept):
             bias[k] = (kept.mean(0) - mine.mean(0)) / mine.std(0)
     drawn = np.random.default_rng(seed).permutation(labels)[:n]

@@ -1,4 +1,4 @@
-"""Traits of digits that experiments on SDFT steer and judge by: the slant, and small classifiers trained on the spot."""
+"""Traits of digits that experiments on SDFT steer and judge by: the slant, and small classifiers."""
 
 from __future__ import annotations
 
