@@ -89,7 +89,7 @@ def test_loop_over_pairs_is_the_definition_and_counted():
     seen = []
     value = bench_metrics.naive(lambda a, b: seen.append(1) or model(a, b), samples, training)
     found = perceptual.intra_lpips(embedding, [samples], training)
-    assert value == pytest.approx(found.value, rel=1e-5)
+    assert value == pytest.approx(found.value, rel=1e-4)
     assert len(seen) == bench_metrics.evaluations(found.counts)
     assert bench_metrics.evaluations((3, 4)) == 7 * 2 + 3 + 6
 

@@ -99,7 +99,7 @@ def test_warmup_and_clipping_are_the_formulas():
         optimizer.step()
     for name, value in weights(net).items():
         assert_same(value, weights(bare)[name], steps=6)
-    assert history.values["grad_norm"] == pytest.approx(norms, rel=1e-5)
+    assert history.values["grad_norm"] == pytest.approx(norms, rel=1e-4)
     assert min(norms) > 0.05  # so that clipping had something to do
 
 

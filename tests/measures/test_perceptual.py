@@ -84,12 +84,12 @@ def test_intra_lpips_is_the_mean_over_pairs(small, package):
     samples = 0.5 * samples + 0.5 * training[torch.arange(12) % 3]  # so that every cluster has some
     means, counts = naive(package, samples, training)
     found = perceptual.intra_lpips(small, iter(samples.split(5)), training)
-    assert found.value == pytest.approx(np.mean(means), rel=1e-5)
-    assert found.spread == pytest.approx(np.std(means), rel=1e-4)
+    assert found.value == pytest.approx(np.mean(means), rel=1e-4)
+    assert found.spread == pytest.approx(np.std(means), rel=1e-3)
     assert list(found.counts) == counts
     assert found.protocol.startswith("Intra-LPIPS, LPIPS squeeze with a random trunk 32 px: 12 samples, 3 training")
     capped = perceptual.intra_lpips(small, iter(samples.split(5)), training, cap=12)  # all of them, kept as images
-    assert capped.value == pytest.approx(found.value, rel=1e-5)
+    assert capped.value == pytest.approx(found.value, rel=1e-4)
 
 
 def test_identical_samples_have_no_diversity(small):

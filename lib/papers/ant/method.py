@@ -7,6 +7,7 @@ with ``(n, B)``: n transfers side by side, each with its own network.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,14 +19,15 @@ Model = Callable[[Tensor, Tensor], Tensor]  # eps = model(x_t, t)
 Guidance = Callable[[Tensor, Tensor], Tensor]  # gradient of log p(y = target | x_t) in x_t, shaped like x_t
 
 
-def sigma_hat(schedule: Schedule) -> Tensor:
-    """sigma_hat_t = (1 - alpha_bar_{t-1}) sqrt(alpha_t / (1 - alpha_bar_t)), below eq. (5); shape (T,), float64.
+@lru_cache(maxsize=8)
+def sigma_hat(schedule: Schedule, power: int = 1) -> Tensor:
+    """sigma_hat_t = (1 - alpha_bar_{t-1}) sqrt(alpha_t / (1 - alpha_bar_t)), below eq. (5), to a power; (T,), float64.
 
     It is 0 at the first timestep, where alpha_bar_{t-1} = 1.
     """
     alpha_bar = schedule.alpha_bar
     previous = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])  # (T,)
-    return (1 - previous) * (alpha_bar / previous / (1 - alpha_bar)).sqrt()
+    return ((1 - previous) * (alpha_bar / previous / (1 - alpha_bar)).sqrt()) ** power
 
 
 def guided_noise(
@@ -36,7 +38,7 @@ def guided_noise(
     `power` of sigma_hat is 2 as printed, 1 as the derivation in the paper's appendix gives it. `sign` is -1 as
     printed: the network learns to output guided noise; +1 is the opposite direction.
     """
-    return eps + sign * gamma * schedule.at(sigma_hat(schedule) ** power, t, eps) * gradient
+    return eps + sign * gamma * schedule.at(sigma_hat(schedule, power), t, eps) * gradient
 
 
 def similarity_guided_loss(

@@ -260,7 +260,7 @@ def test_comparison_measures_each_picture(sd, image, tmp_path):
     expected = [model(done.input[None], x[None]).item() for x in (done.images[-1], *redrawn)]
     assert found.lpips == pytest.approx([0, *expected], rel=1e-3)
     similar = clips.similarity(clip, torch.stack([done.input, done.images[-1], *redrawn]), "Igloo.").tolist()
-    assert found.clip == pytest.approx(similar, abs=1e-6)
+    assert found.clip == pytest.approx(similar, abs=1e-5)
 
 
 @pytest.mark.parametrize(("sdedit", "place"), [([0.1, 0.3, 0.4], 3), ([0.3, 0.1, 0.4], 2), ([0.1, 0.19, 0.15], 3)])
