@@ -5,6 +5,7 @@ PROFILE ?= cpu
 CORES ?= all
 UV := uv==0.13.8
 BIN := .venv/bin
+TESTS ?= tests
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
@@ -57,7 +58,7 @@ lint: .venv/.ready
 	@$(BIN)/lint-imports --no-cache --no-logo
 
 unit: .venv/.ready
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/test_book.py tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/test_book.py $(TESTS)
 
 nbval: .venv/.ready
 	@$(BIN)/python -m tools.prepare_nbval
