@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from IPython.display import display
+from tqdm.auto import tqdm
 
 from lib.record import claims, show
 from lib.record.files import ROOT, SCHEMA, UserError, write_atomic
@@ -64,6 +66,10 @@ class Run:
     def seed_list(self) -> list[int]:
         """Return the seeds of this run, `seeds` consecutive numbers from `seed`."""
         return list(range(self.parameters.seed, self.parameters.seed + self.parameters.seeds))
+
+    def replicates(self, measure: Callable[[int], Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Call ``measure(seed) -> {name: number or array}`` for every seed of this run, and stack what it returns."""
+        return stacked(measure(seed) for seed in tqdm(self.seed_list))
 
     def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> None:
         """Record a measured number (or its values over seeds); pages of the book quote it by `key`."""
@@ -141,6 +147,15 @@ class Run:
         where = provenance["hardware"]["gpu"] or provenance["hardware"]["cpu"]
         state = f"commit {provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
         print(f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, {where}, {state}")
+
+
+def stacked(replicates: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return each value of several replicates as one array (replicates, ...); one that some lack has fewer rows."""
+    found: dict[str, list] = {}
+    for replicate in replicates:
+        for name, value in replicate.items():
+            found.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, torch.Tensor) else value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def _plain(value: Any) -> Any:

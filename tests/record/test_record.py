@@ -155,3 +155,10 @@ def test_image_grid_fills_rows_and_keeps_values():
     shown = [axis.images[0].get_array().mean() for axis in grid.axes if axis.images]
     plt.close(grid)
     assert shown == [0.0, 0.5, 1.0]
+
+
+def test_every_seed_is_measured_and_its_values_are_stacked_by_name(run):
+    found = run.replicates(lambda seed: {"a": seed, "b": torch.zeros(2)} | ({"c": np.ones(1)} if seed == 3 else {}))
+    assert found["a"].tolist() == run.seed_list
+    assert found["b"].shape == (2, 2)
+    assert found["c"].shape == (1, 1)  # only one of the two has it
