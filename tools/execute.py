@@ -36,8 +36,10 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         for key in ("papermill", "execution"):  # paths, times of day
             cell.metadata.pop(key, None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
+        tags = cell.metadata.pop("tags", [])  # papermill leaves empty lists, which would come into the `.py`
+        if "injected-parameters" in tags:
+            tags = ["injected-parameters", "remove-cell"]
+        cell.metadata.update({"tags": tags} if tags else {})
     return notebook
 
 

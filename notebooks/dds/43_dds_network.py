@@ -1,12 +1,8 @@
 # ---
 # jupyter:
 #   companion:
-#     needs: [41_dds_digits]
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
+#     needs:
+#     - 41_dds_digits
 #   kernelspec:
 #     display_name: Python 3
 #     language: python

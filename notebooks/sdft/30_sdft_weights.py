@@ -1,12 +1,8 @@
 # ---
 # jupyter:
 #   companion:
-#     needs: [50_source]
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
+#     needs:
+#     - 50_source
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
