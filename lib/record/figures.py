@@ -7,14 +7,12 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ipywidgets
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from cycler import cycler
 from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
@@ -24,33 +22,8 @@ from lib.record.run import Run
 
 Draw = Callable[[], Figure]
 
-# Okabe and Ito's colour-blind safe palette; yellow and black left out, the blue and green lightened for dark paper.
-CYCLES = {
-    "light": ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B"],
-    "dark": ["#56B4E9", "#FF8A4C", "#2CCB9C", "#E79AC6", "#F0B93A", "#A8D8F5", "#B0B0B0"],
-}
-INK = {"light": "#1a1a1a", "dark": "#e6e6e6"}
-PAPER = {"light": "#ffffff", "dark": "#14181e"}
-STYLE = Path(__file__).with_name("companion.mplstyle")
+STYLES = Path(__file__).with_name("styles")
 SLIDER_COLOURS = 96
-
-
-def colours(mode: str) -> dict[Any, Any]:
-    """Return the matplotlib settings that differ between the `light` and the `dark` version."""
-    inked = (
-        "axes.edgecolor",
-        "axes.labelcolor",
-        "axes.titlecolor",
-        "grid.color",
-        "text.color",
-        "xtick.color",
-        "ytick.color",
-    )
-    return {
-        **dict.fromkeys(inked, INK[mode]),
-        **dict.fromkeys(("axes.facecolor", "figure.facecolor"), PAPER[mode]),
-        "axes.prop_cycle": cycler(color=CYCLES[mode]),
-    }
 
 
 def ink() -> str:
@@ -65,7 +38,7 @@ def paper() -> str:
 
 def render(draw: Draw, mode: str, kind: str) -> bytes:
     """Draw one version of a figure and return the bytes of its `svg` or `png` file."""
-    with mpl.rc_context(colours(mode), STYLE):
+    with plt.style.context([STYLES / "common.mplstyle", STYLES / f"{mode}.mplstyle"]):
         figure = draw()
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)

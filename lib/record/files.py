@@ -25,47 +25,45 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
-
-    Raises
-    ------
-    UserError
-        The folder cannot be written.
-    """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make `folder` to write to; what the system says against it, a full disk too, becomes one line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise UserError(f"cannot write to folder {path.parent}: {error.strerror}; choose another with `out`") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        why = error.strerror or error
+        raise UserError(f"cannot write to folder {folder}: {why}; choose another with `out`") from None
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    with writing(path.parent):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Yield a draft beside `folder` that takes its place by one rename at the end, or is removed after an error."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder.parent):
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
-    try:
-        yield draft
-        draft.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            yield draft
+            draft.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
@@ -89,11 +87,8 @@ def reading(path: Path | str, remedy: str) -> Iterator[None]:
 def alone(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder`: of several processes one makes it, the others wait."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder.parent):
         lock.acquire()
-    except OSError as error:
-        raise UserError(f"cannot write to folder {folder.parent}: {error.strerror}; choose another") from None
     try:
         yield
     finally:
