@@ -42,7 +42,7 @@ for name in nb.names():
         message:
             f"{name} ({PROFILE})"
         shell:
-            "{sys.executable} -m tools.execute {params.name} --profile {params.profile} >{log} 2>&1"
+            "{sys.executable:q} -m tools.execute {params.name} --profile {params.profile} >{log} 2>&1"
 
 
 rule book:
@@ -61,4 +61,4 @@ rule book:
     message:
         f"the book ({PROFILE})"
     shell:
-        "{sys.executable} -m tools.book --profile {params.profile} >{log} 2>&1"
+        "{sys.executable:q} -m tools.book --profile {params.profile} >{log} 2>&1"

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -78,11 +80,14 @@ def small_copy(folder):
 
 @pytest.fixture
 def copy(tmp_path):
-    small_copy(tmp_path)
-    (tmp_path / "tools" / "book.py").write_text(BOOK)  # the book itself is tested elsewhere
-    notebook(tmp_path, "paper", "01_good", "run.finish()")
-    notebook(tmp_path, "paper", "02_bad", 'raise ValueError("broken in the middle")\n# %%\nrun.finish()')
-    return tmp_path
+    folder = tmp_path / "a folder"  # a space in its path, and in that of the interpreter
+    folder.mkdir()
+    small_copy(folder)
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "tools" / "book.py").write_text(BOOK)  # the book itself is tested elsewhere
+    notebook(folder, "paper", "01_good", "run.finish()")
+    notebook(folder, "paper", "02_bad", 'raise ValueError("broken in the middle")\n# %%\nrun.finish()')
+    return folder
 
 
 def notebook(folder, chapter, name, code):
@@ -91,10 +96,14 @@ def notebook(folder, chapter, name, code):
     (folder / "notebooks" / chapter / f"{name}.smoke.yaml").write_text("profile: smoke\nsteps: 2\n")
 
 
+def call(folder):
+    python = folder / ".venv" / "bin" / "python"
+    command = [str(python) if python.exists() else sys.executable, "-m", "tools.run", "--profile", "smoke"]
+    return {"args": [*command, "--cores", "2"], "cwd": folder, "env": {**os.environ, "PYTHONPATH": str(folder)}}
+
+
 def make(folder):
-    command = [sys.executable, "-m", "tools.run", "--profile", "smoke", "--cores", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(**call(folder), capture_output=True, text=True, check=False)
 
 
 def test_failure_is_kept_others_finish_and_the_next_call_resumes(copy):
@@ -118,6 +127,23 @@ def test_failure_is_kept_others_finish_and_the_next_call_resumes(copy):
     third = make(copy)
     assert third.returncode == 0
     assert "Nothing to be done" in third.stderr
+
+
+def test_two_runs_do_not_meet_and_one_that_was_killed_is_gone_on_with(copy):
+    notebook(copy, "paper", "02_bad", "import time\ntime.sleep(600)\nrun.finish()")
+    running = subprocess.Popen(
+        **call(copy), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not (copy / "runs" / "smoke" / "work" / "02_bad.in.ipynb").exists():
+        assert running.poll() is None
+        time.sleep(0.1)
+    assert "another run of PROFILE=smoke is at work" in make(copy).stderr
+    os.killpg(running.pid, signal.SIGKILL)  # all of them at once: nobody can tidy up
+    running.wait()
+
+    notebook(copy, "paper", "02_bad", "run.finish()")
+    done = make(copy)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sixth_paper_is_three_folders_a_page_and_its_claims(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
@@ -20,12 +21,21 @@ def main() -> int:
     if arguments.profile not in PROFILES:
         sys.exit(f"PROFILE: '{arguments.profile}' given; one of {', '.join(PROFILES)}")
     run = ROOT / "runs" / arguments.profile
+    run.mkdir(parents=True, exist_ok=True)
+    lock = (run / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(
+            f"another run of PROFILE={arguments.profile} is at work in this checkout; wait for its end, or stop it"
+        )
     shutil.rmtree(run / "failed", ignore_errors=True)
     command = [
         *(sys.executable, "-m", "snakemake", "--workflow-profile", "tools/snakemake", "--cores", arguments.cores),
         *("--resources", f"gpu={arguments.gpus}", "--config", f"profile={arguments.profile}"),
     ]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    # Our lock in place of Snakemake's: the system frees it when the last of the two is dead, however it died.
+    code = subprocess.run([*command, "--nolock"], cwd=ROOT, check=False, pass_fds=[lock.fileno()]).returncode
     for path in sorted((run / "failed").glob("*.txt")):
         print(f"failed: {path.read_text(encoding='utf-8').strip()}", file=sys.stderr)
     index = run / "book" / "_build" / "html" / "index.html"
