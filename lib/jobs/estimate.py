@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.ground.finetune import Options, finetune
+from lib.ground.finetune import finetune
 from lib.ground.nets import parameter_count
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs import hub, methods
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
 
-WARMUP, TIMED = 1, 3  # steps before and while the clock runs
+STEPS = 4  # to be timed; the first one, which also warms up, does not count
 PATIENCE = {"cpu": 10.0, "cuda": 120.0}  # seconds a step; above that, one pass is timed instead of steps
 
 
@@ -34,60 +36,62 @@ class Cost:
     backwards: float
     flops: float  # operations of the training, a backward pass counted as two forward ones
     sampling_flops: float
-    model_bytes: int  # on disk: the result
-    checkpoint_bytes: int  # weights, two moments of AdamW, the average if there is one
-    seconds_per_step: float | None = None  # on this machine
-    hours: float | None = None  # of the training
-    sampling_hours: float | None = None  # of the samples, by their operations
-    how: str = ""  # what the seconds come from
+    checkpoint_bytes: int  # on disk: weights, two moments of AdamW, the average if there is one
+    seconds_per_step: float  # on this machine
+    how: str  # what these seconds come from
+    hours: float  # of the training
+    sampling_hours: float  # of the samples, by their operations
 
     def __str__(self) -> str:
         """Return the lines."""
-        lines = [
-            f"parameters   {self.parameters / 1e6:.2f} M, trained {self.trained / 1e6:.2f} M",
+        return (
+            f"parameters   {self.parameters / 1e6:.2f} M, trained {self.trained / 1e6:.2f} M\n"
             f"training     {self.images_seen:,} images; passes of one image: {self.forwards:,.0f} forward, "
-            f"{self.backwards:,.0f} backward; {self.flops:.2e} operations",
-            f"sampling     {self.sampling_flops:.2e} operations",
-            f"on disk      model {self.model_bytes / 1e6:,.1f} MB, checkpoint {self.checkpoint_bytes / 1e6:,.1f} MB",
-        ]
-        if self.hours is not None and self.sampling_hours is not None:
-            each = f"{self.seconds_per_step:.3g} s a step, {self.how} here on one process"
-            lines.append(f"time         {_time(self.hours)} training, {_time(self.sampling_hours)} sampling ({each})")
-        return "\n".join(lines)
+            f"{self.backwards:,.0f} backward; {self.flops:.2e} operations\n"
+            f"sampling     {self.sampling_flops:.2e} operations\n"
+            f"on disk      model {4e-6 * self.parameters:,.1f} MB, checkpoint {1e-6 * self.checkpoint_bytes:,.1f} MB\n"
+            f"time         {_time(self.hours)} training, {_time(self.sampling_hours)} sampling "
+            f"({self.seconds_per_step:.3g} s a step, {self.how} here on one process)"
+        )
 
 
-def estimate(s: Settings, source: Source | None = None, measure: bool = True) -> Cost:
-    """Count what a job costs and, if asked, time a few steps of it on one process of this machine.
+def estimate(s: Settings, source: Source | None = None) -> Cost:
+    """Count what a job costs, and time a few steps of it on one process of this machine.
 
     They are a process's share of the batch, on noise instead of images; several processes are taken to be as fast side
     by side as one alone. Where steps would take too long, one pass is timed. `source` is the job's, if it is loaded.
     """
-    usual = "cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu"
-    source = source or hub.source(s.source, usual)
+    source = source or hub.source(s.source, "cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu")
     forwards, backwards, classifier = passes(s)
-    x, t = _one(source.unet.config, "meta"), torch.zeros(1, dtype=torch.long, device="meta")
     with torch.device("meta"):
         unet: Any = UNet2DModel.from_config(source.unet.config)
-        one = operations(unet, x, t)
-        extra = operations(NoisedClassifier(unet), x, t) / one if classifier else 0.0
+        inputs = torch.zeros(1, *source.shape), torch.zeros(1, dtype=torch.long)
+        one = operations(unet, *inputs)
+        extra = operations(NoisedClassifier(unet), *inputs) / one if classifier else 0.0
     pupil = methods.student(s, source)
     trained, base = parameter_count(pupil.trained, trainable=True), parameter_count(source.unet)
     whole = base + (trained if pupil.trained is not pupil.unet else 0)
-    images, work = s.steps * s.batch, forwards + 2 * backwards + 3 * extra
-    sampling = (s.samples + s.shown) * s.sampling_steps
-    cost: dict[str, Any] = {"parameters": whole, "trained": trained, "images_seen": images}
-    cost |= {"forwards": images * (forwards + extra), "backwards": images * (backwards + extra)}
-    cost |= {"flops": images * work * one, "sampling_flops": sampling * one}
-    cost |= {"model_bytes": 4 * whole, "checkpoint_bytes": 4 * trained * (3 + (s.ema > 0))}
-    if measure:
-        guess = _seconds_forward(source) * max(1, s.batch // s.processes) * work
-        patient = guess < PATIENCE[source.unet.device.type]
-        each = _seconds_per_step(s, source, pupil) if patient else guess
-        cost |= {"how": "measured" if patient else "from one forward pass", "seconds_per_step": each}
+    images, sampling = s.steps * s.batch, (s.samples + s.shown) * s.sampling_steps
+    work = forwards + 2 * backwards + 3 * extra
+    each, how = _seconds_forward(source) * (s.batch // s.processes) * work, "from one forward pass"
+    if each < PATIENCE[source.unet.device.type]:
+        each, how = _seconds_per_step(s, source, pupil), "measured"
+    hours = s.steps * each / 3600
+    return Cost(
+        parameters=whole,
+        trained=trained,
+        images_seen=images,
+        forwards=images * (forwards + extra),
+        backwards=images * (backwards + extra),
+        flops=images * work * one,
+        sampling_flops=sampling * one,
+        checkpoint_bytes=4 * trained * (3 + (s.ema > 0)),
+        seconds_per_step=each,
+        how=how,
+        hours=hours,
         # One process samples; the others have done their share of the training by then.
-        hours = s.steps * each / 3600
-        cost |= {"hours": hours, "sampling_hours": hours * sampling / (images * work) * s.processes}
-    return Cost(**cost)
+        sampling_hours=hours * sampling / (images * work) * s.processes,
+    )
 
 
 def passes(s: Settings) -> tuple[float, float, int]:
@@ -111,38 +115,27 @@ def operations(network: Any, *inputs: Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def _one(config: Any, device: torch.device | str) -> Tensor:
-    """Return one empty image (1, c, h, w) of a U-Net."""
-    size = config["sample_size"]
-    return torch.zeros(1, config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size))).to(device)
-
-
+@torch.no_grad()
 def _seconds_forward(source: Source) -> float:
-    """Time one forward pass of one image, the second of two."""
-    x, taken = _one(source.unet.config, source.unet.device), 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        with torch.no_grad():
-            float(source.unet(x, torch.zeros(1, device=x.device).long()).sample.sum())  # waits for the GPU
-        taken = time.perf_counter() - began
-    return taken
+    """Time one forward pass of one image, after a warm-up."""
+    x, t = torch.zeros(1, *source.shape), torch.zeros(1, dtype=torch.long)
+    names = {"unet": source.unet, "x": x.to(source.unet.device), "t": t.to(source.unet.device)}
+    return Timer("unet(x, t)", globals=names, num_threads=torch.get_num_threads()).timeit(1).median
 
 
 def _seconds_per_step(s: Settings, source: Source, pupil: methods.Student) -> float:
     """Run a few steps on noise; the student is thrown away afterwards."""
     device, times = source.unet.device, []
-    images = torch.randn(4, *_one(source.unet.config, "cpu").shape[1:], generator=torch.Generator().manual_seed(0))
-    batch = max(1, s.batch // (s.processes * s.accumulate))
-    options = Options(batch, lr=1e-8, accumulate=s.accumulate, ema=s.ema)
+    images, _ = methods.noise(s, source, 4)
 
     def clock(i: int, history: Any) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
-    steps, accelerator = WARMUP + TIMED, methods.accelerator(s, device)
-    finetune(pupil.trained, source.schedule, images.clamp(-1, 1), pupil.loss, steps, options, clock, accelerator)
-    return statistics.median(b - a for a, b in zip(times[WARMUP - 1 :], times[WARMUP:], strict=False))
+    options, accelerator = replace(methods.options(s), lr=1e-8), methods.accelerator(s, device)
+    finetune(pupil.trained, source.schedule, images.clamp(-1, 1), pupil.loss, STEPS, options, clock, accelerator)
+    return statistics.median(b - a for a, b in pairwise(times))
 
 
 def _time(hours: float) -> str:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import errors, is_offline_mode, snapshot_download
 
 from lib.ground import diffusion, folder
 from lib.ground.diffusion import Schedule
 from lib.ground.folder import Read
+from lib.jobs.settings import Settings
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.files import UserError, reading
 
@@ -48,6 +48,13 @@ class Source(NamedTuple):
     schedule: Schedule  # the same noise levels
     notes: list[str]  # what was assumed
     adaptor: Adaptor | None = None  # that of ANT, attached to `unet`, if the folder holds one
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of its images, (c, side, side)."""
+        size = self.unet.config["sample_size"]
+        side = size if isinstance(size, int) else size[0]
+        return self.unet.config["in_channels"], side, side
 
 
 def source(name: str | Path, device: torch.device | str = "cpu", parameter: str = "source") -> Source:
@@ -77,48 +84,30 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
         notes.append("the model also predicts a variance: it is kept as it is, but neither trained nor used")
     if not (weights := _weights(unet_place)):
         raise UserError(f"{parameter}: {unet_place} holds no weights; expected {' or '.join(WEIGHTS)}")
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # it warns of a .bin file, which it reads as weights only
     with reading(weights[0], f"{parameter}: {AGAIN}"):
         safe = weights[0].suffix == ".safetensors"
         unet: Any = UNet2DModel.from_pretrained(unet_place, low_cpu_mem_usage=False, use_safetensors=safe)
-    diffusers_logging.set_verbosity(verbosity)
     unet.to(device).eval()
     adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
     return Source(unet, scheduler, diffusion.from_diffusers(scheduler), notes, adaptor)
 
 
-def save(place: Path, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
-    """Write a model as diffusers' pipeline layout, which ``DDPMPipeline.from_pretrained`` and `source` load."""
-    pipeline: Any = DDPMPipeline(unet, scheduler)
-    pipeline.save_pretrained(place, safe_serialization=True)
+def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") -> Read:
+    """Read a job's images, or its `reference`, at the shape (c, side, side) of its source; a copy is in ``out/cache``.
 
-
-def target(
-    name: str | Path,
-    size: int,
-    channels: int = 3,
-    cache: str | Path | None = None,
-    damaged: str = "refuse",
-    recursive: bool = False,
-    split: str = "train",
-    column: str = "",
-    parameter: str = "images",
-) -> Read:
-    """Read images: a folder of files, a folder that `datasets` wrote or reads (parquet), or a data set's id on the hub.
-
-    `size`, `channels`, `damaged`, `recursive`, `cache` are those of `lib.ground.folder.read`; `split` and `column` are
-    the part of a data set and its column with the images (empty: the only one of that type).
+    They are a folder of files, a folder that `datasets` wrote or reads (parquet), or a data set's id on the hub.
     """
-    place = place_of(str(name), parameter, None, lambda _: True, "dataset")
+    name, cache = getattr(s, parameter), s.out / "cache"
+    channels, size, _ = shape
+    place = place_of(name, parameter, None, lambda _: True, "dataset")
     fetched = not Path(name).expanduser().is_dir()
     files = sorted(p for p in place.rglob("*") if p.is_file())
     packed = any(p.suffix in PACKED or p.name in SAVED for p in files)
     if not packed or (not fetched and folder.image_files(place)):
-        return folder.read(place, size, channels, damaged, recursive or fetched, cache)
+        return folder.read(place, size, channels, s.damaged, s.recursive or fetched, cache)
     marks = [[p.relative_to(place).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    rows = _rows(place, split, column, parameter)
-    return folder.collect(rows, size, channels, damaged, f"data set {name}", cache, [split, column, marks])
+    rows, unchanged = _rows(place, s.split, s.column, parameter), [s.split, s.column, marks]
+    return folder.collect(rows, size, channels, s.damaged, f"data set {name}", cache, unchanged)
 
 
 def place_of(
@@ -215,11 +204,7 @@ def _rows(place: Path, split: str, column: str, parameter: str) -> Iterator[tupl
         raise UserError(f"column: '{column}' given, but data set {place} has {found}; name one of them")
     chosen = column or pictures[0]
     images = data.select_columns([chosen]).cast_column(chosen, datasets.Image(decode=False))
-
-    def files() -> Iterator[tuple[str, IO[bytes] | Path]]:
-        for i, row in enumerate(images):
-            value = row[chosen] or {}
-            whole = value.get("bytes") is not None
-            yield f"row {i}", io.BytesIO(value["bytes"]) if whole else Path(value.get("path") or "")
-
-    return files()
+    for i, row in enumerate(images):
+        value = row[chosen] or {}
+        whole = value.get("bytes") is not None
+        yield f"row {i}", io.BytesIO(value["bytes"]) if whole else Path(value.get("path") or "")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +17,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from lib.ground import diffusion
-from lib.ground.diffusion import Model, Schedule
-from lib.ground.finetune import Loss
-from lib.ground.folder import Read
+from lib.ground.finetune import Loss, Options
 from lib.ground.nets import eps_model
 from lib.ground.noised_classifier import NoisedClassifier
-from lib.jobs import hub
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
 from lib.papers.ant import method as ant
@@ -42,60 +39,55 @@ class Student(NamedTuple):
     loss: Loss
 
 
-def images(s: Settings, source: Source, which: str = "images") -> Read:
-    """Read the job's images, or its `reference`, at the source's size; a copy is kept in ``out/cache``."""
-    size, channels = source.unet.config["sample_size"], source.unet.config["in_channels"]
-    side = size if isinstance(size, int) else size[0]
-    cache, how = Path(s.out).expanduser() / "cache", (s.damaged, s.recursive, s.split, s.column)
-    return hub.target(getattr(s, which), side, channels, cache, *how, parameter=which)
-
-
 def student(s: Settings, source: Source, classifier: NoisedClassifier | None = None) -> Student:
     """Return a copy of the source made ready for the method of `s`, with its loss; `source` stays as it is.
 
     The classifier is that of the guided methods; made from the source, untrained, if None.
     """
-    whole: Any = source.unet
-    whole.to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    teacher = whole.requires_grad_(False).eval()
+    teacher: Any = source.unet
+    teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU
     unet = copy.deepcopy(teacher)
     if s.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    model = eps_model(unet)
+    loss: Callable[..., Any]
     if s.method in ("naive", "SDFT"):
         unet.requires_grad_(True)
         for block in unet.modules():
             if isinstance(block, ResnetBlock2D):  # nowhere else, as in the official code
                 block.dropout.p = s.dropout
-        weights = (s.lambda_distill, s.gamma_distill, s.lambda_aux, s.gamma_aux) if s.method == "SDFT" else (0, 0, 0, 0)
-
-        def distilled(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return sdft.loss(model, eps_model(teacher), source.schedule, x0, t, eps, *weights)
-
-        return Student(unet, unet, distilled)
+        loss = partial(sdft.loss, eps_model(unet), eps_model(teacher), source.schedule)
+        weights = dict.fromkeys(("lambda_distill", "lambda_aux"), 0.0)
+        if s.method == "SDFT":
+            weights = s.model_dump(include={"lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux"})
+        return Student(unet, unet, partial(loss, **weights))
     adaptor = Adaptor.attach(unet, s.c, s.d, s.heads)
-    guidance = None
-    if s.method in GUIDED:
-        guidance = ant.classifier_guidance(classifier or NoisedClassifier(teacher))
-
-    def adversarial(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        J = s.J if s.method == "ANT" else 0
-        return ant.loss(model, guidance, source.schedule, x0, t, eps, s.gamma, s.omega, J)
-
-    return Student(unet, adaptor, adversarial)
+    guided = s.method in GUIDED
+    guidance = ant.classifier_guidance(classifier or NoisedClassifier(teacher)) if guided else None
+    loss = partial(ant.loss, eps_model(unet), guidance, source.schedule)
+    return Student(unet, adaptor, partial(loss, gamma=s.gamma, omega=s.omega, J=s.J if s.method == "ANT" else 0))
 
 
-def noise(s: Settings, shape: Sequence[int], n: int) -> Begin:
+def options(s: Settings, **more: Any) -> Options:
+    """Return how each process of a job fine-tunes."""
+    names = ("lr", "seed", "betas", "weight_decay", "warmup", "clip", "ema", "flip", "accumulate")
+    return Options(s.batch // (s.processes * s.accumulate), **{name: getattr(s, name) for name in names}, **more)
+
+
+def noise(s: Settings, source: Source, n: int) -> Begin:
     """Draw the noises (n, c, h, w) that samples of every model begin with; the generator goes on with the steps'."""
     generator = torch.Generator().manual_seed(s.seed)
-    return torch.randn(n, *shape, generator=generator), generator
+    return torch.randn(n, *source.shape, generator=generator), generator
 
 
-def sample(s: Settings, model: Model, schedule: Schedule, begin: Begin, device: torch.device) -> Tensor:
-    """Return images (n, c, h, w) in [-1, 1] on the CPU, by the sampler of `s`; the same of the same beginning."""
+def sample(s: Settings, source: Source, unet: Any, begin: Begin) -> Tensor:
+    """Return images (n, c, h, w) in [-1, 1] on the CPU, by the sampler of `s`; the same of the same beginning.
+
+    `unet` is the source's, or that of a student.
+    """
     x_T, generator = begin
     fresh = generator.clone_state() if s.sampler == "ancestral" else None
-    return diffusion.sample(model, schedule, x_T, min(s.sampling_steps, schedule.T), fresh, BATCH, device)
+    steps = min(s.sampling_steps, source.schedule.T)
+    return diffusion.sample(eps_model(unet), source.schedule, x_T, steps, fresh, BATCH, unet.device)
 
 
 def accelerator(s: Settings, device: torch.device) -> Accelerator:

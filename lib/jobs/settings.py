@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -50,7 +51,7 @@ class Settings(BaseModel):
     method: Method = "SDFT"
     source: str  # folder of diffusers, or id on the hub
     images: str  # folder, data set on disk, or id of a data set
-    out: str  # folder for all results
+    out: Annotated[Path, AfterValidator(Path.expanduser)]  # folder for all results
     reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     split: str = "train"  # of a data set
     column: str = ""  # of a data set, with the images; empty: the only one
@@ -100,6 +101,11 @@ class Settings(BaseModel):
     @classmethod
     def _paper(cls, values: dict[str, Any]) -> dict[str, Any]:
         return PAPER.get(values.get("method", "SDFT"), {}) | values
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What a job that is started again must have in common with its beginning."""
+        return self.model_dump(mode="json", exclude={*FREE, "out", "device"})
 
     @model_validator(mode="after")
     def _divided(self) -> Settings:

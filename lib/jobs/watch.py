@@ -13,6 +13,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 
 from lib.ground.checkpoint import cuda_devices
 from lib.ground.train import History
@@ -72,34 +74,36 @@ class Watch:
         self.logged = max(self.logged, there)
 
     def _draw(self, i: int, images: Tensor) -> None:
-        from torchvision.transforms.functional import to_pil_image  # slow to import
-        from torchvision.utils import make_grid
-
-        shown = (images.detach().float().cpu().clamp(-1, 1) + 1) / 2
-        picture, buffer = make_grid(shown, nrow=math.ceil(len(shown) ** 0.5)), io.BytesIO()
+        columns, buffer = math.ceil(len(images) ** 0.5), io.BytesIO()
+        picture = make_grid(images, columns, normalize=True, value_range=(-1, 1))
         to_pil_image(picture).save(buffer, "PNG")
         write_atomic(self.folder / "samples" / f"step-{i:06d}.png", buffer.getvalue())
         self.writer.add_image("samples", picture, i)
 
     def _judge(self, i: int, value: float) -> None:
         if value < (best(self.folder)[2] if (self.folder / BEST).exists() else math.inf):
-            weights = {name: v.cpu().contiguous() for name, v in self.student.state_dict().items()}
-            write_atomic(self.folder / BEST, safetensors.torch.save(weights, {"step": str(i), "score": repr(value)}))
+            save_weights(self.folder / BEST, self.student, step=str(i), score=repr(value))
         self.writer.add_scalar("score", value, i)
 
     @contextmanager
     def _averaged(self, history: History) -> Iterator[None]:
         """The averaged weights in place of the trained ones, and random numbers of one's own."""
-        parameters = dict(self.student.named_parameters())
-        own = {name: p.data for name, p in parameters.items()}
+        average = history.ema.get("student", {})
+        pairs = [(p, p.data, average[name]) for name, p in self.student.named_parameters() if name in average]
         with torch.random.fork_rng(devices=cuda_devices({"student": self.student})), torch.no_grad():
             try:
-                for name, value in history.ema.get("student", {}).items():
-                    parameters[name].data = value
+                for parameter, _, mean in pairs:
+                    parameter.data = mean
                 yield
             finally:
-                for name, value in own.items():
-                    parameters[name].data = value
+                for parameter, own, _ in pairs:
+                    parameter.data = own
+
+
+def save_weights(path: Path, module: nn.Module, **header: str) -> None:
+    """Write a module's weights as one safetensors file, complete or not at all."""
+    weights = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(weights, header or None))
 
 
 def best(folder: str | Path) -> tuple[dict[str, Tensor], int, float]:

@@ -15,24 +15,21 @@
 # ## Question
 # You have ten images, or a thousand, and a diffusion model of something else. What do the methods of this companion
 # make of them, and what will it cost?
-
-# %% [markdown]
+#
 # ## Claim
 # This notebook judges none. It is the way to test two of them at the paper's size, with the profile `paper` and the job
 # files in `notebooks/own_images/jobs`:
 #
 # - **S2** (SDFT): with MetFaces or AAHQ as target, `method` SDFT against naive, at equal steps;
 # - **A3** (ANT): with the ten images of a task as target, `method` ANT against "ANT without noise", adaptor and naive.
-
-# %% [markdown]
+#
 # ## Method
 # One job takes a source model and images; it leaves a folder with the adapted model, its samples, a sample sheet, a
 # file of metrics, curves for TensorBoard and checkpoints. Stopped at any time and started again, it goes on.
 #
 # `source` and `images` are folders or ids of the Hugging Face hub. Without `images` the example writes ten handwritten
-# digits into a folder first and takes the model of printed digits from `50_source`; from there on everything is as it
-# would be for yours. Values that are left at `None` are those of the method's paper; the digits have smaller ones,
-# chosen on seeds from 1000 upwards.
+# digits into a folder and takes the model of printed digits from `50_source`; the rest is as for yours. Values left at
+# `None` are those of the method's paper; the digits have smaller ones, chosen on seeds from 1000 upwards.
 
 # %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveInt
@@ -84,7 +81,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from lib.ground import folder
-from lib.jobs import estimate, hub, job, methods, report, settings
+from lib.jobs import estimate, hub, job, report, settings
 from lib.record import figures, run as record
 from lib.worlds import digits as data, judge as judges
 from lib.worlds.sources import shared
@@ -94,8 +91,7 @@ p = run.parameters
 
 # %% [markdown]
 # ### What a method costs
-# Passes of one image through the network in one step of each method, forward and backward, and through the classifier,
-# at the paper's settings. ANT needs many a step, and few steps.
+# Passes of one image through network and classifier in a step, at the paper's settings: ANT needs many, but few steps.
 
 # %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
@@ -104,15 +100,11 @@ for name in settings.METHODS:
     forward, backward, classifier = estimate.passes(example)
     print(f"{name:18} {forward:3} forward {backward:3} backward {classifier:2} classifier, {example.steps:6,} steps")
 
-# %% [markdown]
-# ### Settings
-# Those given above; without `images`, ten digits are written into a folder and small settings taken.
-
 # %% tags=["hide-input"]
 place = Path(p.model) if p.model else run.artefacts / "own-job"
 given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
-given |= {"images": p.images or str(run.folder / "ten-digits"), "out": str(place)}
-given |= {"source": p.source or str(run.artefacts / "source")}
+given |= {"source": p.source or str(run.artefacts / "source"), "out": place}
+given |= {"images": p.images or str(run.folder / "ten-digits")}
 if not p.images:
     _, _, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
     digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
@@ -125,13 +117,13 @@ if not p.images:
 # %%
 chosen = settings.settings(**given)
 source = hub.source(chosen.source, job.device_of(chosen))
-print(f"{len(methods.images(chosen, source).names)} images")
+print(f"{len(hub.target(chosen, source.shape).names)} images")
 print(estimate.estimate(chosen, source))
 
 # %% [markdown]
 # ### The job
-# The same as `python -m lib.jobs.job FOLDER/job.json` in a terminal. With more processes than one, this is what
-# happens: a kernel that has touched the GPU cannot be split.
+# The same as `python -m lib.jobs.job FOLDER/job.json`, which with several processes is what happens: a kernel that has
+# touched the GPU cannot be split.
 
 # %%
 result = job.run(chosen)
@@ -139,7 +131,9 @@ result = job.run(chosen)
 # %% [markdown]
 # ## Result
 # The first noises of the seed, not selected. Upper row: what the source makes of a noise; middle: what the student
-# makes of the same one; below: the training image that is nearest to it, to see what was copied.
+# makes of the same one; below: the training image that is nearest to it, to see what was copied. A metric stands with
+# its protocol, or with the reason why there is none. For the digits there is a judge: what share of the samples does
+# it take for handwritten?
 
 # %% tags=["hide-input"]
 pictures, distance = load_file(place / report.SHEET), result["nearest_training_distance"]
@@ -152,37 +146,30 @@ figures.show(
     f"average {distance['mean']:.2f} away in root-mean-square pixel distance.",
     kind="png",
 )
-
-# %% [markdown]
-# A metric stands with its protocol, or with the reason why there is none. For the digits there is a judge: what share
-# of the samples does it take for handwritten?
-
-# %% tags=["hide-input"]
 rows = [{"metric": "distance to the nearest training image", "value": distance["mean"], "note": distance["protocol"]}]
 for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
     found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
     rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
 if not p.images:
-    verdicts = judges.judge(judge, folder.images(place / "samples", judge.size, channels=1))
-    rows.append({"metric": "taken for handwritten", "value": judges.realism(verdicts), "note": "digit judge"})
-    run.number("realism", judges.realism(verdicts))
+    realism = judges.realism(judges.judge(judge, folder.images(place / "samples", judge.size, channels=1)))
+    rows.append({"metric": "taken for handwritten", "value": realism, "note": "digit judge"})
+    run.number("realism", realism)
 run.table("metrics", rows)
 run.number("nearest_training_distance", distance["mean"])
 if distance["among_training"] is not None:
     run.number("distance_among_training", distance["among_training"])
 
 # %% [markdown]
-# The folder has everything: `DDPMPipeline.from_pretrained(FOLDER / "model")` loads the student, or for the methods with
-# an adaptor the source, beside which `lib.jobs.hub.source(FOLDER / "model")` puts the adaptor.
+# `DDPMPipeline.from_pretrained(FOLDER / "model")` loads the student, or for the methods with an adaptor the source,
+# beside which `lib.jobs.hub.source(FOLDER / "model")` puts the adaptor.
 #
 # ## Limits
 # - One job is one run of one seed: its numbers have no interval. Compare methods over several seeds.
-# - Ten digits of 16 x 16 pixels show that the path works. How the methods differ is the subject of `60_finetune` and
-#   `62_ant`.
-# - FID on few images is biased upwards; KID is not, but it is noisy. Intra-LPIPS is high for a source that was not
-#   adapted at all: read it beside a distance to the target.
+# - Ten digits of 16 x 16 pixels show that the path works. How the methods differ: `60_finetune` and `62_ant`.
+# - FID on few images is biased upwards; KID is not, but it is noisy.
+# - Intra-LPIPS is high for a source that was not adapted at all: read it beside a distance to the target.
 # - The hours of the estimate are those of this machine, for one process.
-# - The paper's sources were trained on FFHQ. The job files take the nearest one that diffusers can load, CelebA-HQ, and
+# - The papers' sources were trained on FFHQ. The job files take the nearest one that diffusers can load, CelebA-HQ, and
 #   say so; numbers of such a job are not the paper's.
 
 # %%

@@ -12,12 +12,10 @@
 # %% [markdown]
 # # Start here
 #
-# Each notebook of this companion takes claims of one paper, measures them, and says whether they stand. This one shows
-# how to read that, how to change an experiment, and how to put in your own images.
+# Each notebook of this companion takes claims of one paper, measures them, and says whether they stand.
 #
 # ## Question
-#
-# How do I read a result here, and how do I run a method on my own images?
+# How do I read a result here, how do I change an experiment, and how do I run a method on my own images?
 
 # %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -36,9 +34,8 @@ samples: PositiveInt = 12  # pictures to draw
 sampling_steps: PositiveInt = 20  # of ancestral sampling
 
 # %% [markdown]
-# The cell above holds every parameter, with its type and its default. Papermill replaces them
-# (`-p steps 50`, or a whole profile with `-f NAME.gpu.yaml`). The next cell checks them before
-# anything is computed: an unknown name, a wrong type or a value out of range is refused in one line.
+# The cell above holds every parameter, with its type and its default. Papermill replaces them (`-p steps 50`, or a
+# whole profile with `-f NAME.gpu.yaml`); the next cell refuses an unknown name, a wrong type or a value out of range.
 
 # %% tags=["hide-input"]
 import copy
@@ -47,10 +44,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from IPython.display import HTML
-from torchvision.utils import save_image
 
 from lib.ground import diffusion, folder, nets
 from lib.ground.train import train
+from lib.jobs.report import write_images
 from lib.papers.sdft import method as sdft
 from lib.record import claims, figures, run as record
 from lib.worlds import digits as data, sources
@@ -60,10 +57,13 @@ p = run.parameters
 
 # %% [markdown]
 # ## Claim
-#
 # This notebook tests no claim of a paper. To show how the others do, here is a claim about dice, in the form in which
 # `claims.yaml` holds every claim: a sentence, and *checks* with a rule and a value that were written down before the
 # run. A check that belongs to a *control* is a run in which the effect must be absent.
+#
+# The rules are `equal` (the mean lies within the tolerance), `above` and `below` (the whole 95 % interval lies on that
+# side). From the checks follows the verdict: *reproduced* if all hold, *trend only* if only those marked as trend and
+# the controls do, *not reproduced* otherwise. Ten seeds, then the card:
 
 # %% tags=["hide-input"]
 dice = {
@@ -76,19 +76,9 @@ dice = {
         {"name": "loaded", "what": "the same, loaded", "rule": "above", "value": 3.6, "role": "control"},
     ],
 }
-
-# %% [markdown]
-# The rules are `equal` (the mean lies within the tolerance), `above` and `below` (the whole 95 % interval lies on that
-# side). From the checks follows the verdict: *reproduced* if all hold, *trend only* if only those marked as trend and
-# the controls do, *not reproduced* otherwise. Ten seeds, then the card:
-
-# %% tags=["hide-input"]
-faces, loads = np.arange(1, 7), np.array([1, 1, 1, 1, 1, 2]) / 7
-throw = [np.random.default_rng(s) for s in range(10)]
-measured = {
-    "fair": [generator.choice(faces, 600).mean() for generator in throw],
-    "loaded": [generator.choice(faces, 600, p=loads).mean() for generator in throw],
-}
+faces, throw = np.arange(1, 7), [np.random.default_rng(s) for s in range(10)]
+loads = {"fair": None, "loaded": np.array([1, 1, 1, 1, 1, 2]) / 7}
+measured = {name: [draw.choice(faces, 600, p=load).mean() for draw in throw] for name, load in loads.items()}
 judged = claims.judge("Z0", dice, measured)
 HTML(claims.card("Z0", judged))
 
@@ -98,7 +88,6 @@ print(claims.card_text("Z0", judged))
 
 # %% [markdown]
 # ## Method
-#
 # Now your own images. The methods are plain functions on tensors, and a model is any callable `eps = model(x_t, t)`.
 # Without the parameters `images` and `model` the example takes ten handwritten digits, written to a folder as files
 # first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
@@ -107,13 +96,10 @@ print(claims.card_text("Z0", judged))
 mine = Path(p.images) if p.images else run.folder / "own_images"
 if not p.images:
     digits = data.limited(data.handwritten(), n=10, seed=p.seed)
-    mine.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(digits.images):
-        save_image((image + 1) / 2, mine / f"{i}.png")
+    write_images(mine, digits.images)
 
 # %% [markdown]
-# Source, student (a copy of it), schedule, images: that is all a fine-tuning needs. `folder.images` takes files of any
-# size and mode.
+# Source, student (a copy of it), schedule, images (files of any size and mode): all that a fine-tuning needs.
 
 # %%
 start = Path(p.model) if p.model else run.artefacts / "source"
@@ -145,40 +131,33 @@ def step(drawn):
     return parts
 
 
-# %%
 train(step, sample, {"student": student}, {"student": optimizer}, steps=p.steps, seed=p.seed)
 student.eval().save_pretrained(run.artefacts / "own" / "unet")
 
 # %% [markdown]
 # ## Result
-#
 # Source and student draw from the same noise. What the student keeps of the source's picture, and what it takes from
-# your images, is the subject of `60_finetune`.
+# your images, is the subject of `60_finetune`. `UNet2DModel.from_pretrained` loads the
+# student from `artefacts/own/unet` in the run's folder.
 
 # %% tags=["hide-input"]
 noise = torch.randn(p.samples, *own.shape[1:], generator=torch.Generator().manual_seed(p.seed))
-drawn = []
+shown = [own[torch.arange(p.samples) % len(own)].cpu()]
 for net in (unet, student):
     later = torch.Generator().manual_seed(p.seed + 1)  # the same noise at every step, too
     model = nets.eps_model(net)
-    drawn.append(diffusion.sample(model, schedule, noise, p.sampling_steps, later, device=run.device))
-
-# %% tags=["hide-input"]
-shown = torch.cat([own[torch.arange(p.samples) % len(own)].cpu(), *drawn])
+    shown.append(diffusion.sample(model, schedule, noise, p.sampling_steps, later, device=run.device))
 figures.show(
     run,
     "own-images",
-    lambda: figures.image_grid(shown, ncols=p.samples, row_labels=["yours", "source", "student"]),
+    lambda: figures.image_grid(torch.cat(shown), ncols=p.samples, row_labels=["yours", "source", "student"]),
     alt=f"Three rows of {p.samples} pictures: your images, samples of the source model, and samples of the student "
     f"after {p.steps} steps from the same noise.",
     kind="png",
 )
 
 # %% [markdown]
-# The student lies in `artefacts/own/unet` of the run's folder; `UNet2DModel.from_pretrained` loads it.
-#
 # ## Limits
-#
 # A few steps on ten small pictures show that the path works, no more. Numbers with intervals, seeds and controls are in
 # the notebooks that follow; how long each takes at which profile is on the book's cost page.
 

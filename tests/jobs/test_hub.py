@@ -21,6 +21,7 @@ from PIL import Image
 from lib.ground import diffusion
 from lib.ground.nets import eps_model, small_unet
 from lib.jobs import hub
+from lib.jobs.settings import settings
 from lib.record.files import ROOT, UserError
 
 CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
@@ -32,7 +33,8 @@ def tiny(tmp_path_factory):
     place = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     unet = small_unet(16, (8, 32), image_channels=3)
-    hub.save(place, unet, DDPMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2"))
+    scheduler = DDPMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
+    DDPMPipeline(unet, scheduler).save_pretrained(place)
     return place
 
 
@@ -58,6 +60,12 @@ def closed(monkeypatch, tmp_path):
     download = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "cache", endpoint=CLOSED)
     monkeypatch.setattr(hub, "snapshot_download", download)
     return tmp_path / "cache"
+
+
+def target(name, out, channels=3, parameter="images", **options):
+    """The images that a job with these settings reads."""
+    values = {"source": "none", "images": str(name), "out": str(out), parameter: str(name)}
+    return hub.target(settings(**values | options), (channels, 8, 8), parameter)
 
 
 def equal(unet, other):
@@ -145,7 +153,7 @@ def test_unreachable_hub_says_what_to_do(closed):
         assert part in text
     assert "\n" not in text
     with pytest.raises(UserError, match=r"^images: 'huggan/metfaces'.*CC BY-NC 2\.0.*--repo-type dataset"):
-        hub.target("huggan/metfaces", 8)
+        target("huggan/metfaces", closed)
     assert time.perf_counter() - began < 20
 
 
@@ -158,7 +166,7 @@ def test_the_cache_is_used_without_asking_the_hub(tiny, closed):
         Image.new("RGB", (9, 9), "red").save(place / "a.png")
 
     cached(closed, "someone/pictures", "dataset", picture)
-    assert hub.target("someone/pictures", 8).images.shape == (1, 3, 8, 8)
+    assert target("someone/pictures", closed).images.shape == (1, 3, 8, 8)
 
 
 def test_unknown_id(monkeypatch, tmp_path):
@@ -213,13 +221,13 @@ def test_data_sets_on_disk(tmp_path):
     datasets.DatasetDict({"test": rows()}).save_to_disk(tmp_path / "parts")
     wanted = torch.tensor([0, 100, 200]) / 127.5 - 1
     for name, split in (("parquet", "train"), ("saved", "train"), ("parts", "test")):
-        found = hub.target(tmp_path / name, 8, 1, tmp_path / "cache", split=split)
+        found = target(tmp_path / name, tmp_path, 1, split=split)
         torch.testing.assert_close(found.images[:, 0, 4, 4], wanted)
         assert found.names[0] == "row 0"
     assert len(list((tmp_path / "cache").iterdir())) == 3
     with pytest.raises(UserError, match="no split 'train'"):
-        hub.target(tmp_path / "parts", 8)
+        target(tmp_path / "parts", tmp_path)
     with pytest.raises(UserError, match=r"column: 'name' given.*image columns: picture"):
-        hub.target(tmp_path / "saved", 8, column="name")
+        target(tmp_path / "saved", tmp_path, column="name")
     with pytest.raises(UserError, match=r"^reference: folder .* does not exist"):
-        hub.target(str(tmp_path / "nowhere"), 8, parameter="reference")
+        target(tmp_path / "nowhere", tmp_path, parameter="reference")

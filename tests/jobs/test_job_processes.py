@@ -15,7 +15,6 @@ from PIL import Image
 
 from lib.ground.checkpoint import newest
 from lib.ground.nets import small_unet
-from lib.jobs import hub
 from lib.record.files import ROOT
 
 CODE = "import sys; from lib.jobs import job, settings; job.run(settings.read_settings(sys.argv[1]))"
@@ -25,7 +24,8 @@ CODE = "import sys; from lib.jobs import job, settings; job.run(settings.read_se
 def job(tmp_path):
     """A function that writes a job file and starts a Python command on it."""
     torch.manual_seed(0)
-    hub.save(tmp_path / "source", small_unet(32, (8, 32), image_channels=3), DDPMScheduler(num_train_timesteps=100))
+    unet = small_unet(32, (8, 32), image_channels=3)
+    DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=100)).save_pretrained(tmp_path / "source")
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for i in range(4):
