@@ -20,17 +20,14 @@
 # Adversarial noise-based transfer (ANT; Wang et al., ICML 2024) brings two numbers that plain fine-tuning does not
 # have: the strength $\gamma$ of the guidance and the step size $\omega$ of the adversarial noise. How much does the
 # result depend on them, and on how many target images the classifier behind the guidance has seen?
-
-# %% [markdown]
+#
 # ## Claim
 # **A6** (sensitivity study). Quality depends on $\gamma$ with an optimum near 5, and little on $\omega$ between 0.01
 # and 0.05. The paper measured latent diffusion on FFHQ to Sunglasses, once each.
-
-# %% [markdown]
+#
 # ## Method
 # Ten handwritten digits, one of each class, and the source model of printed digits, as in
 # [the notebook on the method](62_ant.ipynb); there the two settings enter by
-#
 # $$\epsilon^{j+1}=\mathrm{Norm}\big(\epsilon^j+\omega\nabla_{\epsilon^j}\|\epsilon^j-\epsilon_\theta(x_t)\|^2\big),
 # \qquad
 # L=\big\|\epsilon^\star-\epsilon_{\theta,\psi}(x_t^\star,t)
@@ -70,10 +67,11 @@ samples: PositiveInt = 60  # images sampled from each run
 sampling_steps: PositiveInt = 16  # of ancestral sampling
 
 # %% tags=["hide-input"]
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lib.papers.ant import experiments
 from lib.record import figures, run as record
@@ -93,8 +91,7 @@ print(f"{len(draw.shots)} shots a draw; the paper has gamma {experiments.GAMMA:g
 
 # %%
 settings = experiments.settings(p)
-draws = [experiments.sensitivity(s, p, *world) for s in tqdm(run.seed_list)]
-values = experiments.over_draws(draws)
+values = run.replicates(lambda seed: experiments.sensitivity(seed, p, *world))
 
 
 def sweep(name, measure):
@@ -105,8 +102,8 @@ def sweep(name, measure):
 # %% [markdown]
 # ## Result
 # ### Quality and diversity against gamma and omega
-# Mean over the draws; the bars reach from the smallest to the largest draw. Upper row: lower is better. Lower row:
-# higher is more diverse. The panels of a row share their vertical axis.
+# Mean over the draws; the bars reach from the smallest to the largest. Lower is better above, more diverse is higher
+# below. The panels of a row share their vertical axis.
 
 
 # %% tags=["hide-input"]
@@ -117,11 +114,15 @@ def draw_sweeps():
             y = sweep(name, measure)
             reach = np.abs(np.stack([y.min(1), y.max(1)]) - y.mean(1))
             axis.errorbar(list(settings[name]), y.mean(1), yerr=reach, marker="o", ms=4, capsize=3)
-            axis.set_ylim(0, None)
+            axis.set(ylabel=experiments.MEASURES[measure], ylim=(0, None))
+            axis.label_outer()
         axis.set(xlabel=f"$\\{name}$", xticks=list(settings[name]))
-    for axis, measure in zip(axes[:, 0], ("frechet", "intra_lpips"), strict=True):
-        axis.set_ylabel(experiments.MEASURES[measure])
     return figure
+
+
+def table(title, names):
+    rows = [{"run": name, **experiments.row(values, name)} for name in names]
+    run.table(title, rows, experiments.protocol(p))
 
 
 names = {name: [f"{name} {x:g}" for x in settings[name]] for name in settings}
@@ -129,16 +130,14 @@ swept = [*names["gamma"], *names["omega"]]
 words = ", ".join(f"{name} {values[f'{name} frechet'].mean():.0f}" for name in swept)
 alt = f"Frechet distance and Intra-LPIPS over two sweeps. Frechet distance: {words}."
 figures.show(run, "sweeps", draw_sweeps, alt)
-rows = {name: {"run": name, **experiments.row(values, name)} for name in ["source", *swept, *names["classifier"]]}
-note = experiments.protocol(p)
-run.table("sweeps", [rows[name] for name in ["source", *swept]], note)
+table("sweeps", ["source", *swept])
 
 # %% [markdown]
 # ### A classifier that has seen more of the target
 # The same fine-tuning on the same ten shots; only the classifier behind the guidance has seen more images.
 
 # %% tags=["hide-input"]
-run.table("classifier", [rows[name] for name in names["classifier"]], note)
+table("classifier", names["classifier"])
 (ten, more), diversity = sweep("classifier", "frechet"), sweep("classifier", "intra_lpips")
 run.number("gain_classifier", ten - more)
 run.number("classifier_10_intra_lpips", diversity[0])
@@ -152,20 +151,16 @@ run.number("classifier_more_intra_lpips", diversity[1])
 in_rows = torch.cat([torch.from_numpy(values[f"{name} samples"][0]) for name in names["gamma"]])
 labels = [f"$\\gamma$ = {x:g}" for x in settings["gamma"]]
 realism = ", ".join(f"{name} {values[f'{name} realism'].mean():.2f}" for name in names["gamma"])
-figures.show(
-    run,
-    "samples",
-    lambda: figures.image_grid(in_rows, experiments.SHOWN, row_labels=labels, cell=0.6),
-    alt=f"Samples from equal noises in rows of rising gamma. Share taken for handwritten: {realism}.",
-    kind="png",
-)
+alt = f"Samples from equal noises in rows of rising gamma. Share taken for handwritten: {realism}."
+draw_samples = partial(figures.image_grid, in_rows, experiments.SHOWN, row_labels=labels, cell=0.6)
+figures.show(run, "samples", draw_samples, alt, kind="png")
 
 # %% tags=["hide-input"]
 spread = {name: np.ptp(sweep(name, "frechet"), axis=0) for name in ("gamma", "omega")}
 low, middle, high = (values[f"gamma {x} frechet"] for x in (1, 5, 9))
-numbers = {"gamma_1_frechet": low, "gamma_5_frechet": middle, "gamma_9_frechet": high}
-numbers |= {"best_gamma": np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]}
-numbers |= {"spread_gamma": spread["gamma"], "spread_omega": spread["omega"]}
+best = np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]
+numbers = {"gamma_1_frechet": low, "gamma_5_frechet": middle, "gamma_9_frechet": high, "best_gamma": best}
+numbers |= {f"spread_{name}": span for name, span in spread.items()}
 for key, value in {**numbers, "ascents": p.ascents, "iterations": p.iterations}.items():
     run.number(key, value)
 run.claim(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,23 +43,16 @@ def guided_noise(
 
 
 def similarity_guided_loss(
-    model: Model,
-    guidance: Guidance | None,
-    schedule: Schedule,
-    x0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    gamma: float = 5.0,
-    power: int = 2,
-    sign: int = -1,
+    model: Model, guidance: Guidance | None, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, **options: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Similarity-guided loss, eq. (5), as a mean over all entries; without guidance it is plain fine-tuning.
 
-    Its parts are ``plain``, the denoising loss, and ``shift``, the mean square of the guidance term, both detached.
+    Options are `gamma`, `power` and `sign` of `guided_noise`. Its parts are ``plain``, the denoising loss, and
+    ``shift``, the mean square of the guidance term, both detached.
     """
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
     gradient = torch.zeros_like(eps) if guidance is None else guidance(x_t, t)
-    target = guided_noise(eps, gradient, schedule, t, gamma, power, sign).detach()
+    target = guided_noise(eps, gradient, schedule, t, **options).detach()
     output = model(x_t, t)
     parts = {"plain": (output - eps).square().mean().detach(), "shift": (target - eps).square().mean()}
     return (output - target).square().mean(), parts
@@ -115,16 +109,15 @@ def loss(
     omega: float = 0.02,
     J: int = 10,
     norm: str = "sample",
-    power: int = 2,
-    sign: int = -1,
+    **options: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ANT, eq. (8): the similarity-guided loss at adversarial noise (Algorithm 1, lines 3 to 9).
 
-    With ``J=0`` it is ANT without adversarial noise; with ``guidance=None`` as well, plain fine-tuning. Further
-    options and the parts are those of `adversarial_noise` and `similarity_guided_loss`.
+    With ``J=0`` it is ANT without adversarial noise; with ``guidance=None`` as well, plain fine-tuning. `omega`, `J`
+    and `norm` are those of `adversarial_noise`; the rest and the parts those of `similarity_guided_loss`.
     """
     eps = adversarial_noise(model, schedule, x0, t, eps, omega, J, norm)
-    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma, power, sign)
+    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma=gamma, **options)
 
 
 def classifier_guidance(classifier: Model) -> Guidance:

@@ -172,10 +172,7 @@ def test_the_numbers_of_a_seed_do_not_depend_on_the_others() -> None:
 
 
 def test_blocks_join_the_seeds() -> None:
-    def experiment(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, np.ndarray]:
-        return {"seed": np.array(seeds)}
-
-    found = toy.in_blocks(experiment, list(range(23)), P, toy.networks([0], "source", P))
+    found = toy.in_blocks(lambda seeds: {"seed": np.array(seeds)}, list(range(23)))
     np.testing.assert_array_equal(found["seed"], np.arange(23))
 
 
