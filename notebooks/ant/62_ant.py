@@ -22,14 +22,11 @@
 # guidance by a classifier of noised images, the adversarial noise?
 #
 # ## Claim
-# **A3** (Table 2; ablation of Fig. 4). On ten images ANT has a lower FID than full fine-tuning, than the adaptor alone
-# and than ANT without adversarial noise, at similar Intra-LPIPS.
-#
-# **A4** (Sec. 5.2). The adaptor holds 1.3 % of the parameters of the pixel-space network and 1.6 % of those of the
-# latent one.
-#
-# **A5** (Fig. 1 of the poster). In plain fine-tuning one sample overfits before another has transferred; ANT balances
-# the two.
+# - **A3** (Table 2; ablation of Fig. 4). On ten images ANT has a lower FID than full fine-tuning, the adaptor alone and
+#   ANT without adversarial noise, at similar Intra-LPIPS.
+# - **A4** (Sec. 5.2). The adaptor holds 1.3 % of the pixel-space network's parameters, 1.6 % of the latent one's.
+# - **A5** (Fig. 1 of the poster). In plain fine-tuning one sample overfits before another has transferred; ANT balances
+#   the two.
 #
 # ## Method
 # $$L(\psi)=\mathbb E\,\big\|\epsilon^\star-\epsilon_{\theta,\psi}(x_t^\star,t)
@@ -120,9 +117,9 @@ loss = (wanted - model(x_t, t)).square().mean()
 
 # %% [markdown]
 # ### The adaptor's share
-# Size of the network and share of the adaptor, counted layer by layer without allocating a weight: guided diffusion's
-# network at 256 x 256 pixels (the paper's 1.3 % can only come from this one), that of Ho et al. which the released
-# configuration names, and the two latent ones. For some tasks the authors have $d=16$.
+# Counted layer by layer without allocating a weight: guided diffusion's network at 256 x 256 pixels (the paper's 1.3 %
+# can only come from this one), that of Ho et al. which the released configuration names, and the two latent ones. For
+# some tasks the authors have $d=16$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -154,11 +151,6 @@ budget = cost["full"][-1]
 same_cost = max(i for i, evaluations in enumerate(cost["ANT"]) if evaluations <= budget)
 rows = {"source": ("full", 0), **{name: (name, last) for name in arms}}  # what is compared at equal iterations
 
-
-def at(name, measure, i=last):
-    return values[f"{name} {measure}"][:, i]  # (draws,)
-
-
 # %% [markdown]
 # ## Result
 # ### Quality and diversity over the iterations
@@ -167,6 +159,10 @@ def at(name, measure, i=last):
 
 
 # %% tags=["hide-input"]
+def at(name, measure, i=last):
+    return values[f"{name} {measure}"][:, i]  # (draws,)
+
+
 def draw_lines(measures, x, label):
     """One panel a measure: the mean over the draws of each arm over its x (stops,)."""
     figure, axes = plt.subplots(len(measures) // 2, 2, figsize=(7, 1.4 + 0.9 * len(measures)), sharex=True)
@@ -174,9 +170,8 @@ def draw_lines(measures, x, label):
         for marker, name in zip("osD^vP", arms, strict=False):
             axis.plot(x[name], values[f"{name} {measure}"].mean(0), marker=marker, ms=3.5, label=name)
         axis.set_xscale("symlog", base=2, linthresh=x["full"][1], linscale=0.6)
-        axis.set_xticks(x["full"], map(str, x["full"]))
+        axis.set(xticks=x["full"], xticklabels=x["full"], ylabel=experiments.MEASURES[measure], ylim=(0, None))
         axis.minorticks_off()
-        axis.set(ylabel=experiments.MEASURES[measure], ylim=(0, None))
     figure.supxlabel(label, fontsize="medium")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms))
     return figure
@@ -209,16 +204,14 @@ for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.item
         for key, (name, i) in chosen.items()
     ]
     run.table(title, lines, experiments.protocol(p))
-
-# %% tags=["hide-input"]
 for key, (name, i) in rows.items():
     for measure in experiments.MEASURES:
         run.number(f"{key.lower().replace(' ', '_')}_{measure}", at(name, measure, i))
+best = {name: values[f"{name} frechet"][:, 1:].min(1) for name in arms}
 for name in ("full", "adaptor"):
     run.number(f"equal_cost_gain_{name}", at(name, "frechet", -1) - at("ANT", "frechet", same_cost))
     run.number(f"equal_cost_diversity_{name}", at("ANT", "intra_lpips", same_cost) / at(name, "intra_lpips", -1))
-    best, ours = (values[f"{arm} frechet"][:, 1:].min(1) for arm in (name, "ANT"))
-    run.number(f"best_gain_{name}", best - ours)
+    run.number(f"best_gain_{name}", best[name] - best["ANT"])
 run.number("early_gain_adaptor", at("adaptor", "frechet", early) - at("ANT", "frechet", early))
 counts = {"iterations": short[-1], "early": short[early], "ascents": p.ascents, "budget": budget}
 counts |= {"evaluations": cost["ANT"][same_cost], **{f"told_{d}": values[f"told_{d}"] for d in ("source", "target")}}
@@ -248,10 +241,10 @@ draw_stages = partial(figures.image_grid, in_rows, ncols=len(short), titles=titl
 figures.show(run, "two-noises", draw_stages, alt, kind="png")
 
 # %% [markdown]
-# In numbers, over all noises: when does a noise's sample become handwritten, and how many samples copy a shot when
-# most have transferred (80 %)? A copy is nearer to a shot than 99 % of the other real digits are. Noises whose sample
-# is handwritten from the start are left out. *Spread* is the standard deviation of $\log_2$ of the iteration; *copies*
-# are counted at the iteration *transferred*, and at the arm's last one.
+# In numbers, over all noises: when does a noise's sample become handwritten, and how many samples copy a shot when 80 %
+# have transferred? A copy is nearer to a shot than 99 % of the other real digits are. *Spread* is the standard
+# deviation of $\log_2$ of the iteration, without noises whose sample is handwritten from the start; *copies* are
+# counted at the iteration *transferred*, and at the arm's last one.
 
 # %% tags=["hide-input"]
 columns = ("spread", "copies", "transferred", "copies_end")
@@ -285,9 +278,8 @@ figures.show(run, "samples", draw_samples, alt, kind="png")
 # - The paper has one rate for all arms. So small an adaptor, beginning at zero, moves little at the rate of full
 #   fine-tuning, so these two differ in their rate as well.
 # - The paper's 300 iterations of batch 40 are some dozens of batch 10 here: an ANT step costs eleven plain ones.
-# - The classifier of noised images begins with the source's own encoder instead of ImageNet weights, and has seen the
-#   ten shots only; its guidance is no better than what it makes of the other handwritten digits (`told_target` in the
-#   results: the share that it tells at $t=250$).
+# - The classifier of noised images begins with the source's own encoder instead of ImageNet weights, and has seen ten
+#   shots; its guidance is no better than what it makes of other handwritten digits (`told_target` in the results).
 # - A Frechet distance from few samples is too large, for all arms alike. The interval is over draws of the shots, with
 #   one source and one judge.
 # - The transfer times are read at the checkpoints, so to within a factor of two; a noise that has not transferred at

@@ -93,12 +93,6 @@ print(f"{len(draw.shots)} shots a draw; the paper has gamma {experiments.GAMMA:g
 settings = experiments.settings(p)
 values = run.replicates(lambda seed: experiments.sensitivity(seed, p, *world))
 
-
-def sweep(name, measure):
-    """One measure over a sweep, (points, draws)."""
-    return np.stack([values[f"{name} {x:g} {measure}"] for x in settings[name]])
-
-
 # %% [markdown]
 # ## Result
 # ### Quality and diversity against gamma and omega
@@ -107,6 +101,11 @@ def sweep(name, measure):
 
 
 # %% tags=["hide-input"]
+def sweep(name, measure):
+    """One measure over a sweep, (points, draws)."""
+    return np.stack([values[f"{name} {x:g} {measure}"] for x in settings[name]])
+
+
 def draw_sweeps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharey="row", sharex="col")
     for column, name in zip(axes.T, ("gamma", "omega"), strict=True):
@@ -120,24 +119,21 @@ def draw_sweeps():
     return figure
 
 
-def table(title, names):
-    rows = [{"run": name, **experiments.row(values, name)} for name in names]
-    run.table(title, rows, experiments.protocol(p))
-
-
 names = {name: [f"{name} {x:g}" for x in settings[name]] for name in settings}
 swept = [*names["gamma"], *names["omega"]]
 words = ", ".join(f"{name} {values[f'{name} frechet'].mean():.0f}" for name in swept)
 alt = f"Frechet distance and Intra-LPIPS over two sweeps. Frechet distance: {words}."
 figures.show(run, "sweeps", draw_sweeps, alt)
-table("sweeps", ["source", *swept])
+rows = {name: {"run": name, **experiments.row(values, name)} for name in ["source", *swept, *names["classifier"]]}
+note = experiments.protocol(p)
+run.table("sweeps", [rows[name] for name in ["source", *swept]], note)
 
 # %% [markdown]
 # ### A classifier that has seen more of the target
 # The same fine-tuning on the same ten shots; only the classifier behind the guidance has seen more images.
 
 # %% tags=["hide-input"]
-table("classifier", names["classifier"])
+run.table("classifier", [rows[name] for name in names["classifier"]], note)
 (ten, more), diversity = sweep("classifier", "frechet"), sweep("classifier", "intra_lpips")
 run.number("gain_classifier", ten - more)
 run.number("classifier_10_intra_lpips", diversity[0])
@@ -155,7 +151,6 @@ alt = f"Samples from equal noises in rows of rising gamma. Share taken for handw
 draw_samples = partial(figures.image_grid, in_rows, experiments.SHOWN, row_labels=labels, cell=0.6)
 figures.show(run, "samples", draw_samples, alt, kind="png")
 
-# %% tags=["hide-input"]
 spread = {name: np.ptp(sweep(name, "frechet"), axis=0) for name in ("gamma", "omega")}
 low, middle, high = (values[f"gamma {x} frechet"] for x in (1, 5, 9))
 best = np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]
@@ -173,13 +168,12 @@ run.claim(
 
 # %% [markdown]
 # ## Limits
-# - Digits of 16 x 16 pixels, a small network, few iterations and, in the short profiles, fewer ascents than the
-#   paper's ten: an adversarial step is weaker with fewer ascents, so the spread over $\omega$ is smaller than it might
-#   be.
+# - Digits of 16 x 16 pixels, a small network, few iterations and, in the short profiles, fewer ascents than the paper's
+#   ten: with fewer an adversarial step is weaker, so the spread over $\omega$ is smaller than it might be.
 # - The strength of the guidance depends on how sure the classifier is as much as on $\gamma$: the optimum of $\gamma$
 #   belongs to one classifier, one number of iterations and one learning rate.
-# - Learning rate and the classifier's training are those of the notebook on ANT's arms. The number of iterations and of
-#   ascents was set for time, after a first run of 16 iterations on draw 1000.
+# - Learning rate and the classifier's training are those of the notebook on ANT's arms. The numbers of iterations and
+#   ascents were set for time, after a first run of 16 iterations on draw 1000.
 # - A Frechet distance from few samples is too large, in all runs alike. The interval is over draws of the shots, with
 #   one source and one judge.
 

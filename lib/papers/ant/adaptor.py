@@ -89,8 +89,7 @@ class Adaptor(nn.Module):
         self.branches = nn.ModuleDict()
         self._handles: list[Any] = []
         for name, module, sizes in _sites(unet):
-            branch = Branch(*sizes, c=c, d=d, heads=heads)
-            self.branches[name] = branch
+            branch = self.branches[name] = Branch(*sizes, c=c, d=d, heads=heads)
             self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
             if name == HEAD:
                 self._handles.append(unet.conv_norm_out.register_forward_pre_hook(branch.before_head))

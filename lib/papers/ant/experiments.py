@@ -46,8 +46,7 @@ class Arm:
     stops: tuple[int, ...]
     lr: float
     adaptor: bool = True  # else the whole network
-    gamma: float = 0.0  # 0: no guidance
-    sign: int = -1  # of the guidance; the paper's
+    gamma: float = 0.0  # 0: no guidance; negative: its opposite
     J: int = 0  # adversarial ascents
     omega: float = OMEGA
     told: int = SHOTS  # target images that the classifier has seen
@@ -85,7 +84,7 @@ class Draw:
         model, samples = nets.eps_model(unet), []
 
         def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J, sign=arm.sign)
+            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J)
 
         def look(i: int, history: Any) -> None:
             if i in arm.stops:
@@ -135,7 +134,7 @@ def arms(p: Any) -> dict[str, Arm]:
         "no noise": guided,
         **({"no guidance": unguided} if p.no_guidance else {}),
         "ANT": replace(unguided, gamma=p.gamma),
-        "flipped": replace(guided, sign=1),
+        "flipped": replace(guided, gamma=-p.gamma),
     }
 
 

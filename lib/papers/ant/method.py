@@ -32,14 +32,14 @@ def sigma_hat(schedule: Schedule, power: int = 1) -> Tensor:
 
 
 def guided_noise(
-    eps: Tensor, gradient: Tensor, schedule: Schedule, t: Tensor, gamma: float = 5.0, power: int = 2, sign: int = -1
+    eps: Tensor, gradient: Tensor, schedule: Schedule, t: Tensor, gamma: float = 5.0, power: int = 2
 ) -> Tensor:
     """What eq. (5) asks the network to predict: eps - sigma_hat_t^2 gamma grad log p(y = target | x_t).
 
-    `power` of sigma_hat is 2 as printed, 1 as the derivation in the paper's appendix gives it. `sign` is -1 as
-    printed: the network learns to output guided noise; +1 is the opposite direction.
+    `power` of sigma_hat is 2 as printed, 1 as the derivation in the paper's appendix gives it. With the printed minus
+    the network learns to output guided noise; a negative `gamma` is the opposite direction.
     """
-    return eps + sign * gamma * schedule.at(sigma_hat(schedule, power), t, eps) * gradient
+    return eps - gamma * schedule.at(sigma_hat(schedule, power), t, eps) * gradient
 
 
 def similarity_guided_loss(
@@ -47,7 +47,7 @@ def similarity_guided_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Similarity-guided loss, eq. (5), as a mean over all entries; without guidance it is plain fine-tuning.
 
-    Options are `gamma`, `power` and `sign` of `guided_noise`. Its parts are ``plain``, the denoising loss, and
+    Options are `gamma` and `power` of `guided_noise`. Its parts are ``plain``, the denoising loss, and
     ``shift``, the mean square of the guidance term, both detached.
     """
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
@@ -109,7 +109,7 @@ def loss(
     omega: float = 0.02,
     J: int = 10,
     norm: str = "sample",
-    **options: Any,
+    power: int = 2,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ANT, eq. (8): the similarity-guided loss at adversarial noise (Algorithm 1, lines 3 to 9).
 
@@ -117,7 +117,7 @@ def loss(
     and `norm` are those of `adversarial_noise`; the rest and the parts those of `similarity_guided_loss`.
     """
     eps = adversarial_noise(model, schedule, x0, t, eps, omega, J, norm)
-    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma=gamma, **options)
+    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma=gamma, power=power)
 
 
 def classifier_guidance(classifier: Model) -> Guidance:

@@ -197,13 +197,13 @@ def first_gradient(seeds: list[int], p: Any, sources: Stack) -> Results:
         found = {name: gradients(guidance, x0, *fixed, **options) for name, (guidance, options) in arms.items()}
         return {prefix + name: angle(gradient, aim).T.cpu().numpy() for name, gradient in found.items()}
 
-    found = angles(arms | {"flipped, exact": (EXACT, still | {"sign": 1})}, p.timestep, p.batch)
+    found = angles(arms | {"flipped, exact": (EXACT, still | {"gamma": -p.gamma})}, p.timestep, p.batch)
     sets = (gradient_batch(seeds, shots, p.timestep, p.batch, name)[1:] for name in ("gradient", "second gradient"))
     found["references"] = angle(*(gradients(None, *reference, J=0) for reference in sets)).T.cpu().numpy()
     for t in p.sweep_timesteps:
         found |= angles(arms, t, p.sweep_batch, f"t {t}: ")
     choices = {
-        f"{power} {sign:+d} {judge}": (guidance, still | {"power": power, "sign": sign})
+        f"{power} {sign:+d} {judge}": (guidance, still | {"power": power, "gamma": -sign * p.gamma})
         for power in (2, 1)
         for sign in (-1, 1)
         for judge, guidance in {"10 shots": few, "100 shots": more, "exact": EXACT}.items()

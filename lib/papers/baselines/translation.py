@@ -121,8 +121,7 @@ def cycle_diffusion(
     step, where sigma is 0, is treated alike, so that equal models return x0; the authors' code drops its residual.
     A last pass of :func:`sdedit` starts from `refine`; the authors' eta of 0.1 is for cats to dogs.
     """
-    x_t = schedule.add_noise(x0, draw_like(x0, generator), start)
-    y_t = x_t
+    x_t = y_t = schedule.add_noise(x0, draw_like(x0, generator), start)
     for level in trajectory(schedule, steps, start):
         mean, sigma = posterior(schedule, x_t, x0, level, eta)
         x_s = mean + (sigma * draw_like(x_t, generator) if sigma > 0 else 0)  # x_s ~ q_eta(x_s | x_t, x0)

@@ -141,13 +141,13 @@ def parameters(**more):
 def test_the_arms_take_parts_of_ant_away():
     arms = experiments.arms(parameters())
     assert list(arms) == ["full", "adaptor", "no noise", "no guidance", "ANT", "flipped"]
-    assert {name: (arm.adaptor, bool(arm.gamma), arm.sign, arm.J) for name, arm in arms.items()} == {
-        "full": (False, False, -1, 0),
-        "adaptor": (True, False, -1, 0),
-        "no noise": (True, True, -1, 0),
-        "no guidance": (True, False, -1, 1),
-        "ANT": (True, True, -1, 1),
-        "flipped": (True, True, 1, 0),
+    assert {name: (arm.adaptor, arm.gamma, arm.J) for name, arm in arms.items()} == {
+        "full": (False, 0, 0),
+        "adaptor": (True, 0, 0),
+        "no noise": (True, 5, 0),
+        "no guidance": (True, 0, 1),
+        "ANT": (True, 5, 1),
+        "flipped": (True, -5, 0),
     }
     assert arms["full"].stops == (0, 1, 2)
     assert arms["ANT"].stops == (0, 1)
