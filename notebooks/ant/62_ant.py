@@ -16,19 +16,14 @@
 # A diffusion model of printed digits sees ten handwritten ones, one of each class. What does each part of adversarial
 # noise-based transfer (ANT; Wang et al., ICML 2024) bring: the small adaptor in place of the whole network, the
 # guidance by a classifier of noised images, the adversarial noise?
-
-# %% [markdown]
+#
 # ## Claim
-# **A3** (Table 2; ablation of Fig. 4). On ten images ANT has a lower FID than full fine-tuning, than the adaptor alone
-# and than ANT without adversarial noise, at similar Intra-LPIPS.
+# - **A3** (Table 2; ablation of Fig. 4). On ten images ANT has a lower FID than full fine-tuning, the adaptor alone and
+#   ANT without adversarial noise, at similar Intra-LPIPS.
+# - **A4** (Sec. 5.2). The adaptor holds 1.3 % of the pixel-space network's parameters, 1.6 % of the latent one's.
+# - **A5** (Fig. 1 of the poster). In plain fine-tuning one sample overfits before another has transferred; ANT balances
+#   the two.
 #
-# **A4** (Sec. 5.2). The adaptor holds 1.3 % of the parameters of the pixel-space network and 1.6 % of those of the
-# latent one.
-#
-# **A5** (Fig. 1 of the poster). In plain fine-tuning one sample overfits before another has transferred; ANT balances
-# the two.
-
-# %% [markdown]
 # ## Method
 # $$L(\psi)=\mathbb E\,\big\|\epsilon^\star-\epsilon_{\theta,\psi}(x_t^\star,t)
 # -\hat\sigma_t^2\,\gamma\,\nabla_{x_t^\star}\log p_\phi(y=\mathcal T\mid x_t^\star)\big\|^2,$$
@@ -46,16 +41,16 @@
 #
 # A *draw* takes new shots and new randomness everywhere. All arms of a draw see the same shots, timesteps and first
 # noises in the same order, and are sampled with the same noises at the start and at each step (ancestral sampling,
-# clamped). At every checkpoint we measure, always side by side:
+# clamped). At every checkpoint we measure:
 #
 # - *realism*: share of samples that the digit-and-domain classifier takes for handwritten;
 # - *Frechet*: distance to all 1,797 handwritten digits in that classifier's features;
 # - *Intra-LPIPS* in digit features: each sample goes to its nearest shot; mean distance of two samples in a cluster;
 # - *digits*: number of classes among the samples; *distance*: to the nearest shot, root mean square of the pixels.
 #
-# Intra-LPIPS alone says little: the source, which knows nothing of the target, is diverse too. An ANT step
-# costs $J+1$ evaluations of the network where a plain one costs 1, so we compare twice, at equal iterations and at
-# equal evaluations. The plain arms run longer for that.
+# Intra-LPIPS alone says little: the source, which knows nothing of the target, is diverse too. An ANT step costs $J+1$
+# evaluations of the network, a plain one 1: we compare at equal iterations and at equal evaluations, for which the
+# plain arms run longer.
 
 # %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -90,11 +85,9 @@ from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
-from tqdm.auto import tqdm
 
 from lib.ground.nets import eps_model
 from lib.papers.ant import adaptor, experiments, method as ant
-from lib.papers.ant.images import evaluations
 from lib.record import figures, run as record
 from lib.worlds.sources import shared
 
@@ -120,46 +113,39 @@ loss = (wanted - model(x_t, t)).square().mean()
 
 # %% [markdown]
 # ### The adaptor's share
-# Size of the network and share of the adaptor, counted layer by layer without allocating a weight: guided diffusion's
-# network at 256 x 256 pixels (the paper's 1.3 % can only come from this one), that of Ho et al. which the released
-# configuration names, and the two latent ones. For some tasks the authors have $d=16$.
+# Counted layer by layer without allocating a weight: guided diffusion's network at 256 x 256 pixels (the paper's 1.3 %
+# can only come from this one), that of Ho et al. which the released configuration names, and the two latent ones. For
+# some tasks the authors have $d=16$.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-shares = {}
-for name, geometry in adaptor.GEOMETRIES.items():
-    shares[name] = share = adaptor.share(geometry, d=8)
-    wide = adaptor.share(geometry, d=16).percent
-    size = f"{share.base / 1e6:6.1f} M"
-    print(f"{name:13} {size}: {share.percent:.2f} %, with d = 16 {wide:.2f} %")
+keys = {"ADM 256": "adm", "Ho et al. 256": "ho", "LDM FFHQ": "ldm_ffhq", "LDM church": "ldm_church"}
+percent, millions = {}, {}
+for name, key in keys.items():
+    (ours, base), (wide, _) = (adaptor.counts(adaptor.GEOMETRIES[name], d) for d in (8, 16))
+    percent[f"share_{key}"], millions[key] = 100 * ours / base, base / 1e6
+    print(f"{name:13} {millions[key]:6.1f} M: {100 * ours / base:.2f} %, with d = 16 {100 * wide / base:.2f} %")
 
 # %% tags=["hide-input"]
-keys = {"ADM 256": "adm", "Ho et al. 256": "ho", "LDM FFHQ": "ldm_ffhq", "LDM church": "ldm_church"}
-percent = {f"share_{key}": shares[name].percent for name, key in keys.items()}
-for key, value in {**percent, "share_here": adaptor.share(draw.unet.config, d=p.d).percent}.items():
+ours, base = adaptor.counts(draw.unet.config, d=p.d)
+for key, value in {**percent, "share_here": 100 * ours / base}.items():
     run.number(key, value, "%")
-size_adm, size_ho = (shares[name].base / 1e6 for name in ("ADM 256", "Ho et al. 256"))
-run.claim("A4", **percent, size_adm=size_adm, size_ho=size_ho)
+run.claim("A4", **percent, size_adm=millions["adm"], size_ho=millions["ho"])
 
 # %% [markdown]
 # ### The arms, draw by draw
 
 # %%
 arms = experiments.arms(p)
-draws = [experiments.limited_data(s, p, *world) for s in tqdm(run.seed_list)]
-values = experiments.over_draws(draws)  # (draws, stops) or (draws,)
+values = run.replicates(lambda seed: experiments.limited_data(seed, p, *world))  # each (draws, stops) or (draws,)
 
 # %% tags=["hide-input"]
 short = arms["ANT"].stops  # those that all arms have; 0 is the source
 last, early = len(short) - 1, (len(short) + 1) // 2
-budget = arms["full"].stops[-1]
-same_cost = max(i for i, n in enumerate(short) if evaluations(n, p.ascents) <= budget)
+cost = {name: [n * (arm.J + 1) for n in arm.stops] for name, arm in arms.items()}  # the network's
+budget = cost["full"][-1]
+same_cost = max(i for i, evaluations in enumerate(cost["ANT"]) if evaluations <= budget)
 rows = {"source": ("full", 0), **{name: (name, last) for name in arms}}  # what is compared at equal iterations
-
-
-def at(name, measure, i=last):
-    return values[f"{name} {measure}"][:, i]  # (draws,)
-
 
 # %% [markdown]
 # ## Result
@@ -169,17 +155,19 @@ def at(name, measure, i=last):
 
 
 # %% tags=["hide-input"]
+def at(name, measure, i=last):
+    return values[f"{name} {measure}"][:, i]  # (draws,)
+
+
 def draw_lines(measures, x, label):
     """One panel a measure: the mean over the draws of each arm over its x (stops,)."""
-    size = (7, 1.4 + 0.9 * len(measures))
-    figure, axes = plt.subplots(len(measures) // 2, 2, figsize=size, sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(measures) // 2, 2, figsize=(7, 1.4 + 0.9 * len(measures)), sharex=True)
     for axis, measure in zip(axes.flat, measures, strict=True):
         for marker, name in zip("osD^vP", arms, strict=False):
             axis.plot(x[name], values[f"{name} {measure}"].mean(0), marker=marker, ms=3.5, label=name)
         axis.set_xscale("symlog", base=2, linthresh=x["full"][1], linscale=0.6)
-        axis.set_xticks(x["full"], map(str, x["full"]))
+        axis.set(xticks=x["full"], xticklabels=x["full"], ylabel=experiments.MEASURES[measure], ylim=(0, None))
         axis.minorticks_off()
-        axis.set(ylabel=experiments.MEASURES[measure], ylim=(0, None))
     figure.supxlabel(label, fontsize="medium")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(arms))
     return figure
@@ -202,29 +190,24 @@ figures.show(run, "iterations", lambda: draw_lines(shown, over, "iterations"), a
 
 # %% tags=["hide-input"]
 equal = {"ANT": ("ANT", same_cost), "full": ("full", -1), "adaptor": ("adaptor", -1)}
-cost = {name: [evaluations(n, arm.J) for n in arm.stops] for name, arm in arms.items()}
 alt = f"The same over network evaluations. Frechet distance after about {budget}: {ends('frechet', 0, equal)}."
 draw_costs = partial(draw_lines, ["frechet", "intra_lpips"], cost, "network evaluations (forward and backward)")
 figures.show(run, "evaluations", draw_costs, alt)
 
-
-def line(key, name, i):
-    costs = {"iterations": over[name][i], "evaluations": cost[name][i]}
-    return {"arm": key, **costs, **experiments.row(values, name, stop=i)}
-
-
 for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.items():
-    run.table(title, [line(key, *place) for key, place in chosen.items()], experiments.protocol(p))
-
-# %% tags=["hide-input"]
+    lines = [
+        {"arm": key, "iterations": over[name][i], "evaluations": cost[name][i], **experiments.row(values, name, stop=i)}
+        for key, (name, i) in chosen.items()
+    ]
+    run.table(title, lines, experiments.protocol(p))
 for key, (name, i) in rows.items():
     for measure in experiments.MEASURES:
         run.number(f"{key.lower().replace(' ', '_')}_{measure}", at(name, measure, i))
+best = {name: values[f"{name} frechet"][:, 1:].min(1) for name in arms}
 for name in ("full", "adaptor"):
     run.number(f"equal_cost_gain_{name}", at(name, "frechet", -1) - at("ANT", "frechet", same_cost))
     run.number(f"equal_cost_diversity_{name}", at("ANT", "intra_lpips", same_cost) / at(name, "intra_lpips", -1))
-    best, ours = (values[f"{arm} frechet"][:, 1:].min(1) for arm in (name, "ANT"))
-    run.number(f"best_gain_{name}", best - ours)
+    run.number(f"best_gain_{name}", best[name] - best["ANT"])
 run.number("early_gain_adaptor", at("adaptor", "frechet", early) - at("ANT", "frechet", early))
 counts = {"iterations": short[-1], "early": short[early], "ascents": p.ascents, "budget": budget}
 counts |= {"evaluations": cost["ANT"][same_cost], **{f"told_{d}": values[f"told_{d}"] for d in ("source", "target")}}
@@ -242,8 +225,7 @@ run.claim(
 
 # %% [markdown]
 # ### Two noises over the training
-# The first two noises of the first draw, not selected, with the same steps in both arms; the left column is the
-# source.
+# The first two noises of the first draw, not selected, equal steps in both arms; the left column is the source.
 
 # %% tags=["hide-input"]
 pictures = {name: torch.from_numpy(values[f"{name} samples"][0, : len(short)]) for name in arms}  # of the first draw
@@ -255,10 +237,10 @@ draw_stages = partial(figures.image_grid, in_rows, ncols=len(short), titles=titl
 figures.show(run, "two-noises", draw_stages, alt, kind="png")
 
 # %% [markdown]
-# In numbers, over all noises: when does a noise's sample become handwritten, and how many samples copy a shot when
-# most have transferred (80 %)? A copy is nearer to a shot than 99 % of the other real digits are. Noises whose sample
-# is handwritten from the start are left out. *Spread* is the standard deviation of $\log_2$ of the iteration; *copies*
-# are counted at the iteration *transferred*, and at the arm's last one.
+# In numbers, over all noises: when does a noise's sample become handwritten, and how many samples copy a shot when 80 %
+# have transferred? A copy is nearer to a shot than 99 % of the other real digits are. *Spread* is the standard
+# deviation of $\log_2$ of the iteration, without noises whose sample is handwritten from the start; *copies* are
+# counted at the iteration *transferred*, and at the arm's last one.
 
 # %% tags=["hide-input"]
 columns = ("spread", "copies", "transferred", "copies_end")
@@ -289,15 +271,13 @@ figures.show(run, "samples", draw_samples, alt, kind="png")
 # - Settings were chosen for this size on draw 1000. Both learning rates were chosen on the plain arms, such that these
 #   transfer within the iterations shown. The noised classifier's rate was first 3e-4; it was set to the paper's 1e-4
 #   after a look at that draw, where the change made ANT worse and the gain by adversarial noise larger.
-#   The paper has one rate for all arms; an adaptor that begins at zero and this small moves little at the rate of full
-#   fine-tuning. So full fine-tuning and the adaptor differ in their rate as well.
-# - The paper's 300 iterations of batch 40 are some dozens of batch 10 here, because an ANT step costs eleven plain
-#   ones.
-# - The classifier of noised images begins with the source's own encoder instead of ImageNet weights, and has seen the
-#   ten shots only; its guidance is no better than what it makes of the other handwritten digits (`told_target` in the
-#   results: the share that it tells at $t=250$).
-# - A Frechet distance from few samples is too large; it is too large for all arms alike. The interval is over draws of
-#   the shots, with one source and one judge.
+# - The paper has one rate for all arms. So small an adaptor, beginning at zero, moves little at the rate of full
+#   fine-tuning, so these two differ in their rate as well.
+# - The paper's 300 iterations of batch 40 are some dozens of batch 10 here: an ANT step costs eleven plain ones.
+# - The classifier of noised images begins with the source's own encoder instead of ImageNet weights, and has seen ten
+#   shots; its guidance is no better than what it makes of other handwritten digits (`told_target` in the results).
+# - A Frechet distance from few samples is too large, for all arms alike. The interval is over draws of the shots, with
+#   one source and one judge.
 # - The transfer times are read at the checkpoints, so to within a factor of two; a noise that has not transferred at
 #   the last one counts as transferred at the next.
 

@@ -16,17 +16,14 @@
 # Adversarial noise-based transfer (ANT; Wang et al., ICML 2024) brings two numbers that plain fine-tuning does not
 # have: the strength $\gamma$ of the guidance and the step size $\omega$ of the adversarial noise. How much does the
 # result depend on them, and on how many target images the classifier behind the guidance has seen?
-
-# %% [markdown]
+#
 # ## Claim
 # **A6** (sensitivity study). Quality depends on $\gamma$ with an optimum near 5, and little on $\omega$ between 0.01
 # and 0.05. The paper measured latent diffusion on FFHQ to Sunglasses, once each.
-
-# %% [markdown]
+#
 # ## Method
 # Ten handwritten digits, one of each class, and the source model of printed digits, as in
 # [the notebook on the method](62_ant.ipynb); there the two settings enter by
-#
 # $$\epsilon^{j+1}=\mathrm{Norm}\big(\epsilon^j+\omega\nabla_{\epsilon^j}\|\epsilon^j-\epsilon_\theta(x_t)\|^2\big),
 # \qquad
 # L=\big\|\epsilon^\star-\epsilon_{\theta,\psi}(x_t^\star,t)
@@ -66,10 +63,11 @@ samples: PositiveInt = 60  # images sampled from each run
 sampling_steps: PositiveInt = 16  # of ancestral sampling
 
 # %% tags=["hide-input"]
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lib.papers.ant import experiments
 from lib.record import figures, run as record
@@ -89,23 +87,21 @@ print(f"{len(draw.shots)} shots a draw; the paper has gamma {experiments.GAMMA:g
 
 # %%
 settings = experiments.settings(p)
-draws = [experiments.sensitivity(s, p, *world) for s in tqdm(run.seed_list)]
-values = experiments.over_draws(draws)
+values = run.replicates(lambda seed: experiments.sensitivity(seed, p, *world))
+
+# %% [markdown]
+# ## Result
+# ### Quality and diversity against gamma and omega
+# Mean over the draws; the bars reach from the smallest to the largest. Lower is better above, more diverse is higher
+# below. The panels of a row share their vertical axis.
 
 
+# %% tags=["hide-input"]
 def sweep(name, measure):
     """One measure over a sweep, (points, draws)."""
     return np.stack([values[f"{name} {x:g} {measure}"] for x in settings[name]])
 
 
-# %% [markdown]
-# ## Result
-# ### Quality and diversity against gamma and omega
-# Mean over the draws; the bars reach from the smallest to the largest draw. Upper row: lower is better. Lower row:
-# higher is more diverse. The panels of a row share their vertical axis.
-
-
-# %% tags=["hide-input"]
 def draw_sweeps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharey="row", sharex="col")
     for column, name in zip(axes.T, ("gamma", "omega"), strict=True):
@@ -113,10 +109,9 @@ def draw_sweeps():
             y = sweep(name, measure)
             reach = np.abs(np.stack([y.min(1), y.max(1)]) - y.mean(1))
             axis.errorbar(list(settings[name]), y.mean(1), yerr=reach, marker="o", ms=4, capsize=3)
-            axis.set_ylim(0, None)
+            axis.set(ylabel=experiments.MEASURES[measure], ylim=(0, None))
+            axis.label_outer()
         axis.set(xlabel=f"$\\{name}$", xticks=list(settings[name]))
-    for axis, measure in zip(axes[:, 0], ("frechet", "intra_lpips"), strict=True):
-        axis.set_ylabel(experiments.MEASURES[measure])
     return figure
 
 
@@ -148,20 +143,15 @@ run.number("classifier_more_intra_lpips", diversity[1])
 in_rows = torch.cat([torch.from_numpy(values[f"{name} samples"][0]) for name in names["gamma"]])
 labels = [f"$\\gamma$ = {x:g}" for x in settings["gamma"]]
 realism = ", ".join(f"{name} {values[f'{name} realism'].mean():.2f}" for name in names["gamma"])
-figures.show(
-    run,
-    "samples",
-    lambda: figures.image_grid(in_rows, experiments.SHOWN, row_labels=labels, cell=0.6),
-    alt=f"Samples from equal noises in rows of rising gamma. Share taken for handwritten: {realism}.",
-    kind="png",
-)
+alt = f"Samples from equal noises in rows of rising gamma. Share taken for handwritten: {realism}."
+draw_samples = partial(figures.image_grid, in_rows, experiments.SHOWN, row_labels=labels, cell=0.6)
+figures.show(run, "samples", draw_samples, alt, kind="png")
 
-# %% tags=["hide-input"]
 spread = {name: np.ptp(sweep(name, "frechet"), axis=0) for name in ("gamma", "omega")}
 low, middle, high = (values[f"gamma {x} frechet"] for x in (1, 5, 9))
-numbers = {"gamma_1_frechet": low, "gamma_5_frechet": middle, "gamma_9_frechet": high}
-numbers |= {"best_gamma": np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]}
-numbers |= {"spread_gamma": spread["gamma"], "spread_omega": spread["omega"]}
+best = np.array(list(settings["gamma"]))[sweep("gamma", "frechet").argmin(0)]
+numbers = {"gamma_1_frechet": low, "gamma_5_frechet": middle, "gamma_9_frechet": high, "best_gamma": best}
+numbers |= {f"spread_{name}": span for name, span in spread.items()}
 for key, value in {**numbers, "ascents": p.ascents, "iterations": p.iterations}.items():
     run.number(key, value)
 run.claim(
@@ -174,13 +164,12 @@ run.claim(
 
 # %% [markdown]
 # ## Limits
-# - Digits of 16 x 16 pixels, a small network, few iterations and, in the short profiles, fewer ascents than the
-#   paper's ten: an adversarial step is weaker with fewer ascents, so the spread over $\omega$ is smaller than it might
-#   be.
+# - Digits of 16 x 16 pixels, a small network, few iterations and, in the short profiles, fewer ascents than the paper's
+#   ten: with fewer an adversarial step is weaker, so the spread over $\omega$ is smaller than it might be.
 # - The strength of the guidance depends on how sure the classifier is as much as on $\gamma$: the optimum of $\gamma$
 #   belongs to one classifier, one number of iterations and one learning rate.
-# - Learning rate and the classifier's training are those of the notebook on ANT's arms. The number of iterations and of
-#   ascents was set for time, after a first run of 16 iterations on draw 1000.
+# - Learning rate and the classifier's training are those of the notebook on ANT's arms. The numbers of iterations and
+#   ascents were set for time, after a first run of 16 iterations on draw 1000.
 # - A Frechet distance from few samples is too large, in all runs alike. The interval is over draws of the shots, with
 #   one source and one judge.
 

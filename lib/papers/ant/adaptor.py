@@ -13,53 +13,24 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+import yaml
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lib.ground.nets import parameter_count
 from lib.record.files import UserError, reading, write_atomic
 
 HEADER = "ant-adaptor"  # entry of the safetensors header with the settings
 HEAD = "head"  # name of the branch beside conv_norm_out, activation and conv_out
-
-# The paper's nets as diffusers configurations: guided diffusion's at 256 x 256 pixels, that of Ho et al. (named in the
-# official code's configuration file), and two latent diffusion models. The last one has 8 heads at every width in the
-# original; heads do not change the number of parameters.
-_COMMON = {"layers_per_block": 2, "norm_num_groups": 32}
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "ADM 256": {
-        **_COMMON, "sample_size": 256, "in_channels": 3, "out_channels": 6, "attention_head_dim": 64,
-        "resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet",
-        "block_out_channels": (256, 256, 512, 512, 1024, 1024), "attn_norm_num_groups": 32,
-        "down_block_types": ("ResnetDownsampleBlock2D",) * 3 + ("AttnDownBlock2D",) * 3,
-        "up_block_types": ("AttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",) * 3,
-    },
-    "Ho et al. 256": {
-        **_COMMON, "sample_size": 256, "in_channels": 3, "out_channels": 3, "attention_head_dim": None,
-        "block_out_channels": (128, 128, 256, 256, 512, 512),
-        "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-    },
-    "LDM FFHQ": {
-        **_COMMON, "sample_size": 64, "in_channels": 3, "out_channels": 3, "attention_head_dim": 32,
-        "block_out_channels": (224, 448, 672, 896),
-        "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
-        "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
-    },
-    "LDM church": {
-        **_COMMON, "sample_size": 32, "in_channels": 4, "out_channels": 4, "attention_head_dim": 24,
-        "block_out_channels": (192, 384, 384, 768, 768),
-        "down_block_types": ("AttnDownBlock2D",) * 4 + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("AttnUpBlock2D",) * 4,
-    },
-}  # fmt: skip
+GEOMETRIES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("geometries.yaml").read_text("utf-8"))
 
 
 class Branch(nn.Module):
@@ -69,8 +40,6 @@ class Branch(nn.Module):
     paper has the bottleneck only. The last convolution is zero at the start, and it alone. Maps smaller than c are
     pooled to one position; only a residual block has a time embedding.
     """
-
-    seen: Tensor | None
 
     def __init__(
         self, channels: int, out_channels: int, temb_channels: int | None = None, c: int = 4, d: int = 8, heads: int = 4
@@ -87,7 +56,7 @@ class Branch(nn.Module):
         self.up = nn.Conv2d(d, out_channels, 3, padding=1)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
-        self.seen = None
+        self.seen: Tensor | None = None
 
     def forward(self, x: Tensor, size: torch.Size | tuple[int, ...], temb: Tensor | None = None) -> Tensor:
         """Return psi(x), (B, out_channels, *size), for x (B, channels, h, w) and temb (B, temb_channels)."""
@@ -120,8 +89,7 @@ class Adaptor(nn.Module):
         self.branches = nn.ModuleDict()
         self._handles: list[Any] = []
         for name, module, sizes in _sites(unet):
-            branch = Branch(*sizes, c=c, d=d, heads=heads)
-            self.branches[name] = branch
+            branch = self.branches[name] = Branch(*sizes, c=c, d=d, heads=heads)
             self._handles.append(module.register_forward_hook(branch.beside, with_kwargs=True))
             if name == HEAD:
                 self._handles.append(unet.conv_norm_out.register_forward_pre_hook(branch.before_head))
@@ -165,24 +133,15 @@ class Adaptor(nn.Module):
         return adaptor
 
 
-class Share(NamedTuple):
-    """Numbers of parameters."""
+def counts(unet_config: Mapping[str, Any], d: int = 8) -> tuple[int, int]:
+    """Return the numbers of parameters of an adaptor and of its U-Net (arguments of ``UNet2DModel``).
 
-    adaptor: int
-    base: int
-
-    @property
-    def percent(self) -> float:
-        """Adaptor's parameters in per cent of the base's."""
-        return 100 * self.adaptor / self.base
-
-
-def share(unet_config: Mapping[str, Any], d: int = 8) -> Share:
-    """Count the parameters of a U-Net (arguments of ``UNet2DModel``) and of its adaptor without allocating any."""
+    None of them is allocated.
+    """
     with torch.device("meta"):
         unet = UNet2DModel(**unet_config)
         adaptor = Adaptor.attach(unet, d=d)
-    return Share(*(sum(p.numel() for p in module.parameters()) for module in (adaptor, unet)))
+    return parameter_count(adaptor), parameter_count(unet)
 
 
 def _sites(unet: UNet2DModel) -> Iterator[tuple[str, nn.Module, tuple[int, int, int | None]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
 from lib.measures import distances, perceptual
-from lib.papers.ant import images as ant_images
+from lib.papers.ant import images
 from lib.papers.ant import method as ant
-from lib.worlds import digits as data
-from lib.worlds import judge as metrics
+from lib.record.run import stacked
+from lib.worlds import digits
+from lib.worlds import judge as judging
 
 Values = dict[str, Any]  # numbers and small arrays
 MEASURES = {
@@ -44,8 +46,7 @@ class Arm:
     stops: tuple[int, ...]
     lr: float
     adaptor: bool = True  # else the whole network
-    gamma: float = 0.0  # 0: no guidance
-    sign: int = -1  # of the guidance; the paper's
+    gamma: float = 0.0  # 0: no guidance; negative: its opposite
     J: int = 0  # adversarial ascents
     omega: float = OMEGA
     told: int = SHOTS  # target images that the classifier has seen
@@ -54,16 +55,16 @@ class Arm:
 class Draw:
     """The shots of one seed, and what all arms of it have in common; `p` are the notebook's parameters."""
 
-    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> None:
+    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> None:
         self.seed, self.p, self.unet, self.schedule, self.judge = seed, p, unet, schedule, judge
-        self.digits, self.printed = data.handwritten(judge.size), data.printed(judge.size).images
-        self.shots = data.limited(self.digits, SHOTS, range(10), seed).images
-        self.embed = metrics.digit_features(judge)
-        self.target = metrics.judge(judge, self.digits.images).features
+        self.digits, self.printed = digits.handwritten(judge.size), digits.printed(judge.size).images
+        self.shots = digits.limited(self.digits, SHOTS, range(10), seed).images
+        self.embed = judging.digit_features(judge)
+        self.target = judging.judge(judge, self.digits.images).features
 
     def classifier(self, told: int = SHOTS) -> NoisedClassifier:
         """Return a classifier of noised images that has seen so many target images, the shots among them."""
-        more = data.limited(self.digits, told - SHOTS, range(10), self.seed + 500).images
+        more = digits.limited(self.digits, told - SHOTS, range(10), self.seed + 500).images
         seen, p, classifier = torch.cat([self.shots, more]), self.p, NoisedClassifier(self.unet)
         options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": self.seed}
         train_noised(classifier, self.schedule, self.printed, seen, p.classifier_steps, **options)
@@ -79,29 +80,29 @@ class Draw:
     def train(self, arm: Arm, classifier: NoisedClassifier) -> list[Tensor]:
         """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0."""
         p, guidance = self.p, ant.classifier_guidance(classifier) if arm.gamma else None
-        unet, trained = ant_images.student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
+        unet, trained = images.student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
         model, samples = nets.eps_model(unet), []
 
         def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J, sign=arm.sign)
+            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J)
 
         def look(i: int, history: Any) -> None:
             if i in arm.stops:
                 samples.append(self.sample(unet))
 
-        options = Options(batch=p.batch, lr=arm.lr, seed=self.seed)
-        finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], options, look)
+        finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], Options(p.batch, arm.lr, self.seed), look)
         return samples
 
-    def measure(self, samples: Tensor) -> dict[str, float]:
-        """Return the measures of samples (n, 1, h, w), by the names in MEASURES."""
-        verdicts = metrics.judge(self.judge, samples)
+    def measure(self, samples: Tensor) -> Values:
+        """Return the MEASURES of samples (n, 1, h, w), and those that are kept as "samples" (SHOWN, 1, h, w)."""
+        verdicts = judging.judge(self.judge, samples)
         return {
-            "realism": metrics.realism(verdicts),
+            "realism": judging.realism(verdicts),
             "frechet": distances.frechet_distance(verdicts.features, self.target),
             "intra_lpips": perceptual.intra_lpips(self.embed, samples.split(64), self.shots).value,
             "digits": len(verdicts.digit.unique()),
             "distance": distances.nearest(samples, self.shots)[0].mean().item(),
+            "samples": samples[:SHOWN].numpy(),
         }
 
     def balance(self, arm: Arm, samples: list[Tensor]) -> dict[str, float]:
@@ -110,12 +111,12 @@ class Draw:
         Spread of log2 of the checkpoint at which a noise's sample becomes handwritten, without those that are so from
         the start; copies when 80 % of the samples have transferred; the iteration of that; copies at the last stop.
         """
-        flags = torch.stack([metrics.judge(self.judge, x).domain == metrics.HANDWRITTEN for x in samples])  # (stops, n)
+        flags = torch.stack([judging.judge(self.judge, x).domain == judging.HANDWRITTEN for x in samples])  # (stops, n)
         k = 1 + len(set(self.p.checkpoints))  # stops that all arms have
-        times = ant_images.first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
-        radius = ant_images.copy_radius(self.shots, self.digits.images)
-        copies = [ant_images.copies(x, self.shots, radius) for x in samples]
-        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= ant_images.TRANSFERRED]
+        times = images.first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
+        radius = images.copy_radius(self.shots, self.digits.images)
+        copies = [images.copies(x, self.shots, radius) for x in samples]
+        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= images.TRANSFERRED]
         copied, when = (copies[reached[0]], arm.stops[reached[0]]) if reached else (np.nan, np.nan)
         spread = times.log2().std().item()
         return {"spread": spread, "copies": copied, "transferred": when, "copies_end": copies[-1]}
@@ -133,16 +134,16 @@ def arms(p: Any) -> dict[str, Arm]:
         "no noise": guided,
         **({"no guidance": unguided} if p.no_guidance else {}),
         "ANT": replace(unguided, gamma=p.gamma),
-        "flipped": replace(guided, sign=1),
+        "flipped": replace(guided, gamma=-p.gamma),
     }
 
 
-def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Values:
+def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> Values:
     """Train and measure all arms on one draw of the shots.
 
-    For each arm "ARM MEASURE" at its stops (stops,), the numbers of :meth:`Draw.balance`, and "ARM samples" (stops,
-    SHOWN, 1, h, w). Beside them "shots" (10, 1, h, w), and the shares of printed and of handwritten digits that the
-    classifier tells, "told_source" and "told_target".
+    For each arm "ARM MEASURE" at its stops (stops,), "ARM samples" (stops, SHOWN, 1, h, w), and the numbers of
+    :meth:`Draw.balance`. Beside them "shots" (10, 1, h, w), and the shares of printed and of handwritten digits that
+    the classifier tells, "told_source" and "told_target".
     """
     draw = Draw(seed, p, unet, schedule, judge)
     classifier, start = draw.classifier(), draw.sample(unet)
@@ -150,10 +151,8 @@ def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, jud
     found: Values = {"shots": draw.shots.numpy(), "told_source": told[0], "told_target": told[1]}
     for name, arm in arms(p).items():
         samples = [start, *draw.train(arm, classifier)]
-        points = [draw.measure(x) for x in samples]
-        found |= {f"{name} {measure}": np.array([point[measure] for point in points]) for measure in MEASURES}
-        found |= {f"{name} {key}": value for key, value in draw.balance(arm, samples).items()}
-        found[f"{name} samples"] = torch.stack(samples)[:, :SHOWN].numpy()
+        values = stacked(map(draw.measure, samples)) | draw.balance(arm, samples)
+        found |= {f"{name} {key}": value for key, value in values.items()}
     return found
 
 
@@ -167,28 +166,18 @@ def settings(p: Any) -> dict[str, dict[float, Arm]]:
     }
 
 
-def sensitivity(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: metrics.Classifier) -> Values:
+def sensitivity(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> Values:
     """Train and measure all `settings` on one draw of the shots.
 
-    For "source" and each run, such as "gamma 5", the measures, and for each run "RUN samples" (SHOWN, 1, h, w).
+    For "source" and each run, such as "gamma 5", what :meth:`Draw.measure` returns: "gamma 5 frechet".
     """
     draw = Draw(seed, p, unet, schedule, judge)
     classifiers = {told: draw.classifier(told) for told in (SHOTS, p.classifier_shots)}
-    found: Values = {f"source {measure}": value for measure, value in draw.measure(draw.sample(unet)).items()}
-    last: dict[Arm, Tensor] = {}  # the sweeps meet in one run
+    train = cache(lambda arm: draw.train(arm, classifiers[arm.told])[-1])  # once: the sweeps meet in one run
+    samples = {"source": draw.sample(unet)}
     for sweep, runs in settings(p).items():
-        for value, arm in runs.items():
-            if arm not in last:
-                last[arm] = draw.train(arm, classifiers[arm.told])[-1]
-            name = f"{sweep} {value:g}"
-            found |= {f"{name} {measure}": number for measure, number in draw.measure(last[arm]).items()}
-            found[f"{name} samples"] = last[arm][:SHOWN].numpy()
-    return found
-
-
-def over_draws(draws: list[Values]) -> Values:
-    """Return each value of several draws as one array, (draws, ...)."""
-    return {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
+        samples |= {f"{sweep} {value:g}": train(arm) for value, arm in runs.items()}
+    return {f"{name} {key}": value for name, x in samples.items() for key, value in draw.measure(x).items()}
 
 
 def row(values: Values, name: str, keys: Iterable[str] = MEASURES, stop: int | None = None) -> dict[str, float | str]:
@@ -200,6 +189,6 @@ def row(values: Values, name: str, keys: Iterable[str] = MEASURES, stop: int | N
 
 def protocol(p: Any) -> str:
     """Return what to write beside a table of the measures."""
-    sets = {"samples a run and draw": p.samples, "handwritten digits": len(data.handwritten().labels)}
+    sets = {"samples a run and draw": p.samples, "handwritten digits": len(digits.handwritten().labels)}
     line = distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
     return f"{line}. Intra-LPIPS, digit features: the same samples, 10 shots, clusters without a pair left out"

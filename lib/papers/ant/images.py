@@ -1,4 +1,4 @@
-"""ANT on images (Wang et al., ICML 2024): what is trained, what it costs, and the measures of claim A5."""
+"""ANT on images (Wang et al., ICML 2024): what is trained, and the measures of claim A5."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return unet, Adaptor.attach(unet, **adaptor)
-
-
-def evaluations(steps: int, J: int) -> int:
-    """Return the network evaluations (forward and backward) of so many ANT steps: J ascents and one update each.
-
-    The classifier of the guidance is not counted: one pass a step of a net about half as large.
-    """
-    return steps * (J + 1)
 
 
 def first_handwritten(handwritten: Tensor, iterations: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,34 +32,27 @@ def sigma_hat(schedule: Schedule, power: int = 1) -> Tensor:
 
 
 def guided_noise(
-    eps: Tensor, gradient: Tensor, schedule: Schedule, t: Tensor, gamma: float = 5.0, power: int = 2, sign: int = -1
+    eps: Tensor, gradient: Tensor, schedule: Schedule, t: Tensor, gamma: float = 5.0, power: int = 2
 ) -> Tensor:
     """What eq. (5) asks the network to predict: eps - sigma_hat_t^2 gamma grad log p(y = target | x_t).
 
-    `power` of sigma_hat is 2 as printed, 1 as the derivation in the paper's appendix gives it. `sign` is -1 as
-    printed: the network learns to output guided noise; +1 is the opposite direction.
+    `power` of sigma_hat is 2 as printed, 1 as the derivation in the paper's appendix gives it. With the printed minus
+    the network learns to output guided noise; a negative `gamma` is the opposite direction.
     """
-    return eps + sign * gamma * schedule.at(sigma_hat(schedule, power), t, eps) * gradient
+    return eps - gamma * schedule.at(sigma_hat(schedule, power), t, eps) * gradient
 
 
 def similarity_guided_loss(
-    model: Model,
-    guidance: Guidance | None,
-    schedule: Schedule,
-    x0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    gamma: float = 5.0,
-    power: int = 2,
-    sign: int = -1,
+    model: Model, guidance: Guidance | None, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, **options: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Similarity-guided loss, eq. (5), as a mean over all entries; without guidance it is plain fine-tuning.
 
-    Its parts are ``plain``, the denoising loss, and ``shift``, the mean square of the guidance term, both detached.
+    Options are `gamma` and `power` of `guided_noise`. Its parts are ``plain``, the denoising loss, and
+    ``shift``, the mean square of the guidance term, both detached.
     """
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
     gradient = torch.zeros_like(eps) if guidance is None else guidance(x_t, t)
-    target = guided_noise(eps, gradient, schedule, t, gamma, power, sign).detach()
+    target = guided_noise(eps, gradient, schedule, t, **options).detach()
     output = model(x_t, t)
     parts = {"plain": (output - eps).square().mean().detach(), "shift": (target - eps).square().mean()}
     return (output - target).square().mean(), parts
@@ -116,15 +110,14 @@ def loss(
     J: int = 10,
     norm: str = "sample",
     power: int = 2,
-    sign: int = -1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ANT, eq. (8): the similarity-guided loss at adversarial noise (Algorithm 1, lines 3 to 9).
 
-    With ``J=0`` it is ANT without adversarial noise; with ``guidance=None`` as well, plain fine-tuning. Further
-    options and the parts are those of `adversarial_noise` and `similarity_guided_loss`.
+    With ``J=0`` it is ANT without adversarial noise; with ``guidance=None`` as well, plain fine-tuning. `omega`, `J`
+    and `norm` are those of `adversarial_noise`; the rest and the parts those of `similarity_guided_loss`.
     """
     eps = adversarial_noise(model, schedule, x0, t, eps, omega, J, norm)
-    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma, power, sign)
+    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma=gamma, power=power)
 
 
 def classifier_guidance(classifier: Model) -> Guidance:

@@ -8,7 +8,7 @@ on its own seed, whatever the others are. Parameters `p` are those of the notebo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,30 +29,20 @@ SOURCE, TARGET = Gaussian(torch.ones(2), 1.0), Gaussian(-torch.ones(2), 1.0)
 EXACT = ant.exact_guidance(SCHEDULE, SOURCE, TARGET)
 MANY = 10_000  # target samples that stand for all
 EDGES = np.linspace(-5, 4, 91)  # of the heat-map's cells in the first coordinate
-STREAMS = (  # of random numbers; every seed below 10,000 has its own of each
-    "shots",
-    "more shots",
-    "gradient",
-    "samples",
-    "fresh",
-    "many",
-    "floor",
-    "second gradient",
-    "source",
-    "classifier",
-    "transfer",
-)
+# What random numbers are for; every seed below 10,000 has its own stream of each.
+STREAMS = (
+    "shots", "more shots", "gradient", "samples", "fresh", "many", "floor", "second gradient",
+    "source", "classifier", "transfer",
+)  # fmt: skip
 
 Arm = tuple[ant.Guidance | None, dict[str, Any]]  # guidance and further options of the loss
-Experiment = Callable[[list[int], SimpleNamespace, Stack], dict[str, np.ndarray]]
+Results = dict[str, np.ndarray]
 
 
-def in_blocks(
-    experiment: Experiment, seeds: list[int], p: SimpleNamespace, sources: Stack, size: int = 10
-) -> dict[str, np.ndarray]:
+def in_blocks(experiment: Callable[[list[int]], Results], seeds: list[int], size: int = 10) -> Results:
     """Results of an experiment for all seeds, so many of them side by side."""
     blocks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-    found = [experiment(block, p, sources) for block in tqdm(blocks, leave=False)]
+    found = [experiment(block) for block in tqdm(blocks, leave=False)]
     return {key: np.concatenate([results[key] for results in found]) for key in found[0]}
 
 
@@ -86,7 +76,7 @@ def batch(points: Tensor, size: int, streams: Sequence[torch.Generator]) -> tupl
 # ------------------------------------------------------------------------------------------- networks side by side
 
 
-def networks(seeds: Sequence[int], purpose: str, p: SimpleNamespace) -> Stack:
+def networks(seeds: Sequence[int], purpose: str, p: Any) -> Stack:
     """Untrained networks, the weights of a member drawn from its own seed."""
     members = []
     with torch.random.fork_rng(devices=[]):
@@ -96,40 +86,30 @@ def networks(seeds: Sequence[int], purpose: str, p: SimpleNamespace) -> Stack:
     return Stack(members)
 
 
-def fit(
-    stack: Stack,
-    loss: Callable[..., Tensor],
-    sample: Callable[[], tuple[Tensor, ...]],
-    steps: int,
-    lr: float,
-    **options: Any,
-) -> History:
-    """Train a stack in place with Adam on ``loss(*sample())``, a mean over its members and their samples."""
+def fit(stack: Stack, loss: Callable[[], Tensor], steps: int, lr: float, **options: Any) -> History:
+    """Train a stack in place with Adam; ``loss()`` draws a batch, its value is a mean over members and samples."""
     optimizer = torch.optim.Adam(stack.parameters(), lr=lr)
 
-    def step(drawn: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        value = loss(*drawn)
+    def step(_: None) -> dict[str, Tensor]:
+        value = loss()
         optimizer.zero_grad()
         (len(stack) * value).backward()
         optimizer.step()
         return {"loss": value.detach()}
 
-    return train(step, lambda _: sample(), {"stack": stack}, {"adam": optimizer}, steps, **options)
+    return train(step, lambda _: None, {"stack": stack}, {"adam": optimizer}, steps, **options)
 
 
-def source_networks(p: SimpleNamespace, device: torch.device) -> Stack:
+def source_networks(p: Any, device: torch.device) -> Stack:
     """Noise predictors of the source, members 0, 1, ..., p.nets - 1; the draws of the shots take turns with them."""
     members = range(p.nets)
     stack, streams = networks(members, "source", p).to(device), [stream(j, "source") for j in members]
 
-    def sample() -> tuple[Tensor, ...]:
+    def plain() -> Tensor:
         x0 = torch.stack([SOURCE.sample(256, generator) for generator in streams])
-        return batch(x0.to(device), 256, streams)
+        return ant.loss(stack, None, SCHEDULE, *batch(x0.to(device), 256, streams), J=0)[0]
 
-    def plain(x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return ant.loss(stack, None, SCHEDULE, x0, t, eps, J=0)[0]
-
-    history = fit(stack, plain, sample, p.source_steps, 2e-3, ema={"stack": 0.995})
+    history = fit(stack, plain, p.source_steps, 2e-3, ema={"stack": 0.995})
     stack.load_state_dict(history.ema["stack"])
     return stack
 
@@ -139,21 +119,18 @@ def sources_of(seeds: Sequence[int], sources: Stack) -> Stack:
     return sources.select([seed % len(sources) for seed in seeds])
 
 
-def classifiers(seeds: Sequence[int], known: Tensor, p: SimpleNamespace) -> Stack:
+def classifiers(seeds: Sequence[int], known: Tensor, p: Any) -> Stack:
     """Noised classifiers of the source against the known target samples (n, k, 2), one a seed."""
     stack = networks(seeds, "classifier", p).to(known.device)
     streams = [stream(seed, "classifier") for seed in seeds]
     y = torch.arange(64, device=known.device).ge(32).long().expand(len(seeds), -1)  # (n, 64)
 
-    def sample() -> tuple[Tensor, ...]:
+    def loss() -> Tensor:
         x0, t, eps = batch(known, 64, streams)
         x0[:, :32] = torch.stack([SOURCE.sample(32, generator) for generator in streams])
-        return x0, t, eps
-
-    def loss(x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         return classifier_loss(stack, SCHEDULE, x0, y, t, eps)
 
-    fit(stack, loss, sample, p.classifier_steps, 1e-3)
+    fit(stack, loss, p.classifier_steps, 1e-3)
     return stack
 
 
@@ -181,18 +158,16 @@ def angle(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gradient_batch(
-    seeds: Sequence[int], shots: Tensor, size: int, purpose: str = "gradient"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Shots (n, k, 2) repeated to fill a batch, as many target samples, and the noise that all methods share."""
-    reference, eps = [], []
-    for generator in (stream(seed, purpose) for seed in seeds):
-        reference.append(TARGET.sample(size, generator))
-        eps.append(torch.randn(size, 2, generator=generator))
-    repeated = shots[:, torch.arange(size, device=shots.device) % shots.shape[1]]  # (n, size, 2)
-    return repeated, torch.stack(reference).to(shots), torch.stack(eps).to(shots)
+    seeds: Sequence[int], shots: Tensor, t: int, size: int, purpose: str = "gradient"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shots (n, k, 2) repeated to fill a batch, as many target samples, and t and noise, which all methods share."""
+    streams = [stream(seed, purpose) for seed in seeds]
+    reference = torch.stack([TARGET.sample(size, generator) for generator in streams]).to(shots)
+    x0 = shots[:, torch.arange(size, device=shots.device) % shots.shape[1]]  # (n, size, 2)
+    return x0, reference, torch.full(x0.shape[:2], t, device=x0.device), noise(size, streams).to(shots)
 
 
-def arms_of(p: SimpleNamespace, classifier: ant.Guidance) -> dict[str, Arm]:
+def arms_of(p: Any, classifier: ant.Guidance) -> dict[str, Arm]:
     """Guidance and options of the methods that are compared; "batch" is the normalisation in the plane."""
     still = {"gamma": p.gamma, "J": 0}
     noisy = {"gamma": p.gamma, "J": p.ascents, "omega": p.omega, "norm": "batch"}
@@ -200,7 +175,7 @@ def arms_of(p: SimpleNamespace, classifier: ant.Guidance) -> dict[str, Arm]:
     return arms | {"guidance, exact": (EXACT, still)}
 
 
-def first_gradient(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, np.ndarray]:
+def first_gradient(seeds: list[int], p: Any, sources: Stack) -> Results:
     """Angle of each arm's first gradient to that of as many target samples, (n, 2): bias and weight, in degrees (A1).
 
     The names of `arms_of`, and "flipped, exact", are at `p.timestep` and `p.batch`. "references" is the angle between
@@ -214,24 +189,21 @@ def first_gradient(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict
     few, more = (ant.classifier_guidance(classifiers(seeds, known, p)) for known in (shots, hundred))
     arms = arms_of(p, few)
     still, noisy = arms["DDPM"][1], arms["ANT"][1]
+    gradients = partial(output_gradients, net, weight=weight)
 
-    def setting(t: int, size: int, purpose: str = "gradient") -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        x0, reference, eps = gradient_batch(seeds, shots, size, purpose)
-        times = torch.full(x0.shape[:2], t, device=x0.device)
-        return (x0, times, eps), output_gradients(net, None, reference, times, eps, weight, J=0)
-
-    def angles(arms: Mapping[str, Arm], t: int, size: int, prefix: str = "") -> dict[str, np.ndarray]:
-        fixed, aim = setting(t, size)
-        found = {name: output_gradients(net, g, *fixed, weight, **options) for name, (g, options) in arms.items()}
+    def angles(arms: Mapping[str, Arm], t: int, size: int, prefix: str = "") -> Results:
+        x0, reference, *fixed = gradient_batch(seeds, shots, t, size)
+        aim = gradients(None, reference, *fixed, J=0)
+        found = {name: gradients(guidance, x0, *fixed, **options) for name, (guidance, options) in arms.items()}
         return {prefix + name: angle(gradient, aim).T.cpu().numpy() for name, gradient in found.items()}
 
-    found = angles(arms | {"flipped, exact": (EXACT, still | {"sign": 1})}, p.timestep, p.batch)
-    aims = [setting(p.timestep, p.batch, purpose)[1] for purpose in ("gradient", "second gradient")]
-    found["references"] = angle(*aims).T.cpu().numpy()
+    found = angles(arms | {"flipped, exact": (EXACT, still | {"gamma": -p.gamma})}, p.timestep, p.batch)
+    sets = (gradient_batch(seeds, shots, p.timestep, p.batch, name)[1:] for name in ("gradient", "second gradient"))
+    found["references"] = angle(*(gradients(None, *reference, J=0) for reference in sets)).T.cpu().numpy()
     for t in p.sweep_timesteps:
         found |= angles(arms, t, p.sweep_batch, f"t {t}: ")
     choices = {
-        f"{power} {sign:+d} {judge}": (guidance, still | {"power": power, "sign": sign})
+        f"{power} {sign:+d} {judge}": (guidance, still | {"power": power, "gamma": -sign * p.gamma})
         for power in (2, 1)
         for sign in (-1, 1)
         for judge, guidance in {"10 shots": few, "100 shots": more, "exact": EXACT}.items()
@@ -270,12 +242,12 @@ def w2(x: Tensor, seeds: Sequence[int]) -> np.ndarray:
     return np.sqrt([float(ot.emd2([], [], ot.dist(a, b))) for a, b in pairs])
 
 
-def checkpoints(p: SimpleNamespace) -> list[int]:
+def checkpoints(p: Any) -> list[int]:
     """Fine-tuning steps after which W2 is measured."""
     return sorted({max(1, p.transfer_steps * k // 12) for k in (1, 2, 4, 6, 8, 12)})
 
 
-def transfer(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, np.ndarray]:
+def transfer(seeds: list[int], p: Any, sources: Stack) -> Results:
     """Fine-tune all weights on the shots of every seed, and measure the samples (A2); n rows everywhere.
 
     For the source, for plain fine-tuning on 10,000 samples and for each arm: "ARM w2" (n,); "ARM mean" (n, 2); "ARM
@@ -292,17 +264,15 @@ def transfer(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, 
     ) -> tuple[Stack, list[np.ndarray]]:
         student, streams, curve = sources_of(seeds, sources), [stream(seed, "transfer") for seed in seeds], []
 
-        def sample() -> tuple[Tensor, ...]:
-            return batch(known, p.transfer_batch, streams)  # the same for all methods
-
-        def loss(x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-            return ant.loss(student, guidance, SCHEDULE, x0, t, eps, **options)[0]
+        def loss() -> Tensor:
+            drawn = batch(known, p.transfer_batch, streams)  # the same for all methods
+            return ant.loss(student, guidance, SCHEDULE, *drawn, **options)[0]
 
         def watch(i: int, _: History) -> None:
             if i in stops:
                 curve.append(w2(sampled(student, seeds, quick, 40)[-1], seeds))
 
-        fit(student, loss, sample, p.transfer_steps, lr, on_step=watch)
+        fit(student, loss, p.transfer_steps, lr, on_step=watch)
         return student, curve
 
     students, found = {"source": sources_of(seeds, sources)}, {}

@@ -22,16 +22,13 @@ def gradients(cloud: Tensor, arrows: Mapping[str, Tensor], errors: Mapping[str, 
     left.scatter(cloud[:, 0], cloud[:, 1], s=2, color=ink(), alpha=0.2, linewidths=0)
     looks = ((ink(), 4.6), ("C0", 3.8), ("C1", 3.0), ("C2", 2.2))  # unequal lengths keep all heads in sight
     for (name, arrow), (colour, length) in zip(arrows.items(), looks, strict=True):
-        x, y = (length * arrow).tolist()
-        style = {"arrowstyle": "-|>", "color": colour, "lw": 1.8, "shrinkA": 0, "shrinkB": 0}
-        left.annotate("", (x, y), (0, 0), arrowprops=style)
-        left.plot([], [], color=colour, label=LABEL.get(name, name))
+        look = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.012}
+        left.quiver(0, 0, *(length * arrow), color=colour, label=LABEL.get(name, name), **look)
     left.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", title="The first draw")
     left.set(xlabel="coordinate 1", ylabel="coordinate 2")
     left.legend(loc="upper left", fontsize=7, labelspacing=0.2)
     for i, (name, label) in enumerate(LABEL.items()):
-        values = np.sort(errors[name])
-        right.step(values, np.arange(1, len(values) + 1) / len(values), where="post", color=f"C{i}", label=label)
+        right.ecdf(errors[name], color=f"C{i}", label=label)
         if name in PAPER:
             right.plot(PAPER[name], 0, "^", color=f"C{i}", clip_on=False, zorder=3)
     right.plot([], [], "^", color=ink(), label="read from the paper's figure", linewidth=0)

@@ -20,8 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from lib.ground.diffusion import Schedule, batch_of, trajectory
 from lib.ground.nets import eps_model
 from lib.ground.train import History, train
-from lib.measures.clip import Clip
-from lib.measures.clip import toward as toward_text
+from lib.measures import clip
 from lib.papers.baselines.translation import Level, ddim_mean
 from lib.record.files import UserError
 
@@ -69,15 +68,13 @@ def edited_eps(unet: Any, x: Tensor, t: int, direction: Direction, strength: flo
         return eps_model(unet)(x, batch_of(t, x))
 
 
-def asymmetric_step(
-    schedule: Schedule, x: Tensor, eps: Tensor, edited: Tensor, t: int, previous: int
-) -> tuple[Tensor, Tensor]:
+def asymmetric_step(schedule: Schedule, x: Tensor, eps: Tensor, edited: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     """Return the next, less noisy sample and the predicted clean image P_t (Kwon et al. 2023, Sec. 3).
 
     ``sqrt(a_prev) P_t + sqrt(1 - a_prev) eps`` with P_t from the noise `edited`, all (B, c, h, w).
     """
-    clean = schedule.x0_from_eps(x, edited, t)
-    return ddim_mean(schedule, clean, eps, t, previous)[0], clean
+    clean = schedule.x0_from_eps(x, edited, level[0])
+    return ddim_mean(schedule, clean, eps, level)[0], clean
 
 
 @torch.no_grad()
@@ -99,7 +96,7 @@ def edit(
     for t, previous in trajectory(schedule, steps, start):
         eps = eps_model(unet)(x, batch_of(t, x))
         edited = edited_eps(unet, x, t, direction, strength) if t >= t_edit else eps
-        x, _ = asymmetric_step(schedule, x, eps, edited, t, previous)
+        x, _ = asymmetric_step(schedule, x, eps, edited, (t, previous))
     return x
 
 
@@ -137,10 +134,11 @@ def learn(
         original, ours, plain = images[index], noisy[index], noisy[index]
         values = []
         for t, previous in levels:
+            level = t, previous
             with torch.no_grad():
                 eps, eps_plain = model(torch.cat([ours, plain]), batch_of(t, torch.cat([ours, plain]))).chunk(2)
-                plain, clean = asymmetric_step(schedule, plain, eps_plain, eps_plain, t, previous)
-            following, edited = asymmetric_step(schedule, ours, eps, edited_eps(frozen, ours, t, block), t, previous)
+                plain, clean = asymmetric_step(schedule, plain, eps_plain, eps_plain, level)
+            following, edited = asymmetric_step(schedule, ours, eps, edited_eps(frozen, ours, t, block), level)
             wanted, kept = objective(edited, original), F.l1_loss(edited, clean)
             rule.zero_grad()
             (wanted + lambda_l1 * kept).backward()
@@ -159,12 +157,12 @@ def toward(logit: Callable[[Tensor], Tensor]) -> Objective:
     return lambda edited, original: F.softplus(-logit(edited)).mean()
 
 
-def text_terms(clip: Clip, target: str, source: str, lambda_l1: float = 3.0) -> tuple[Objective, float]:
+def text_terms(scorer: clip.Clip, target: str, source: str, lambda_l1: float = 3.0) -> tuple[Objective, float]:
     """Return the objective of two texts and the factor of the distance: the official ``lambda_l1 cos(target, source)``.
 
     As far as known, the cosine is that of the two texts' features; here both are means over the prompt templates.
     """
-    return toward_text(clip, target, source), lambda_l1 * float(clip.text(target) @ clip.text(source))
+    return clip.toward(scorer, target, source), lambda_l1 * float(scorer.text(target) @ scorer.text(source))
 
 
 @torch.no_grad()
@@ -179,7 +177,7 @@ def mean_difference(unet: Any, schedule: Schedule, noisy: Tensor, has: Tensor, l
         with hooked(unet, lambda h, temb: seen.append(h)):
             eps = eps_model(unet)(x, batch_of(t, x))
         deltas[t] = (seen[-1][has].mean(0) - seen[-1][~has].mean(0))[None]  # (1, C, k, k)
-        x, _ = asymmetric_step(schedule, x, eps, eps, t, previous)
+        x, _ = asymmetric_step(schedule, x, eps, eps, (t, previous))
     return lambda h, temb, t: deltas[t].expand_as(h)
 
 

@@ -44,7 +44,7 @@ def egsde(
     for t, previous in trajectory(schedule, steps, start):
         alpha = alpha_bar_at(schedule, t) / alpha_bar_at(schedule, previous)
         gradient = energy_gradient(E, y, schedule.add_noise(x0, noise, t), t, scaled, lambda_i, phi)
-        y = step(model, schedule, y, t, previous, generator, eta, clip) - (1 - alpha) / alpha**0.5 * gradient
+        y = step(model, schedule, y, (t, previous), generator, eta, clip) - (1 - alpha) / alpha**0.5 * gradient
     return y
 
 

@@ -19,17 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.ground.diffusion import (
-    Model,
-    Schedule,
-    alpha_bar_at,
-    batch_of,
-    ddim_sigma,
-    draw_like,
-    invert_ddim,
-    sample_ddim,
-    trajectory,
-)
+from lib.ground import diffusion
+from lib.ground.diffusion import Model, Schedule, alpha_bar_at, batch_of, draw_like, trajectory
 
 LowPass = Callable[[Tensor], Tensor]  # linear, (B, ...) -> (B, ...)
 Level = tuple[int, int]  # timestep and the next less noisy one; -1 is the clean sample
@@ -60,8 +51,8 @@ def sdedit(
         return x0
     levels = trajectory(schedule, steps, start)
     x = schedule.add_noise(x0, draw_like(x0, generator), start)
-    for t, previous in levels:
-        x = step(model, schedule, x, t, previous, generator, eta, clip)
+    for level in levels:
+        x = step(model, schedule, x, level, generator, eta, clip)
     return x
 
 
@@ -84,7 +75,7 @@ def ilvr(
     """
     x = draw_like(x0, generator)
     for t, previous in trajectory(schedule, steps):
-        x = step(model, schedule, x, t, previous, generator, eta, clip)
+        x = step(model, schedule, x, (t, previous), generator, eta, clip)
         if previous >= range_t:
             y = schedule.add_noise(x0, draw_like(x0, generator), previous)  # y_{t-1} ~ q(. | reference)
             x = x - phi(x) + phi(y)
@@ -106,8 +97,8 @@ def ddib(
 
     The way turns at timestep `stop`, by default the noisiest; `iterations` as in `lib.ground.diffusion.invert_ddim`.
     """
-    noise = invert_ddim(source, schedule, x0, steps, iterations, stop)
-    return sample_ddim(target, schedule, noise, steps, start=stop, clip=clip)
+    noise = diffusion.invert_ddim(source, schedule, x0, steps, iterations, stop)
+    return diffusion.sample_ddim(target, schedule, noise, steps, start=stop, clip=clip)
 
 
 @torch.no_grad()
@@ -130,50 +121,42 @@ def cycle_diffusion(
     step, where sigma is 0, is treated alike, so that equal models return x0; the authors' code drops its residual.
     A last pass of :func:`sdedit` starts from `refine`; the authors' eta of 0.1 is for cats to dogs.
     """
-    x_t = schedule.add_noise(x0, draw_like(x0, generator), start)
-    y_t = x_t
-    for t, previous in trajectory(schedule, steps, start):
-        mean, sigma = posterior(schedule, x_t, x0, t, previous, eta)
+    x_t = y_t = schedule.add_noise(x0, draw_like(x0, generator), start)
+    for level in trajectory(schedule, steps, start):
+        mean, sigma = posterior(schedule, x_t, x0, level, eta)
         x_s = mean + (sigma * draw_like(x_t, generator) if sigma > 0 else 0)  # x_s ~ q_eta(x_s | x_t, x0)
-        mu_x = posterior(schedule, x_t, predict_x0(source, schedule, x_t, t, clip), t, previous, eta)[0]
-        mu_y = posterior(schedule, y_t, predict_x0(target, schedule, y_t, t, clip), t, previous, eta)[0]
+        mu_x, _ = reverse(source, schedule, x_t, level, eta, clip)
+        mu_y, _ = reverse(target, schedule, y_t, level, eta, clip)
         x_t, y_t = x_s, mu_y + (x_s - mu_x)  # the residual is sigma_t eps_t
     return sdedit(target, schedule, y_t, generator, refine, steps, clip=clip)
 
 
 def step(
-    model: Model,
-    schedule: Schedule,
-    x: Tensor,
-    t: int,
-    previous: int,
-    generator: torch.Generator,
-    eta: float,
-    clip: bool,
+    model: Model, schedule: Schedule, x_t: Tensor, level: Level, generator: torch.Generator, eta: float, clip: bool
 ) -> Tensor:
-    """Sample x_previous ~ q_eta(. | x_t, x0), with x0 as the model sees it in x, which is x_t."""
-    mean, sigma = posterior(schedule, x, predict_x0(model, schedule, x, t, clip), t, previous, eta)
-    return mean + sigma * draw_like(x, generator) if sigma > 0 else mean
+    """Sample x_previous ~ q_eta(. | x_t, x0), with x0 as the model sees it in x_t."""
+    mean, sigma = reverse(model, schedule, x_t, level, eta, clip)
+    return mean + sigma * draw_like(x_t, generator) if sigma > 0 else mean
 
 
-def predict_x0(model: Model, schedule: Schedule, x_t: Tensor, t: int, clip: bool) -> Tensor:
-    """Return the clean samples (B, ...) that the model sees in x_t."""
-    x0 = schedule.x0_from_eps(x_t, model(x_t, batch_of(t, x_t)), t)
-    return x0.clamp(-1, 1) if clip else x0
+def reverse(
+    model: Model, schedule: Schedule, x_t: Tensor, level: Level, eta: float, clip: bool
+) -> tuple[Tensor, float]:
+    """Return mean and standard deviation of q_eta(x_previous | x_t, x0), with x0 as the model sees it in x_t."""
+    x0 = schedule.x0_from_eps(x_t, model(x_t, batch_of(level[0], x_t)), level[0])
+    return posterior(schedule, x_t, x0.clamp(-1, 1) if clip else x0, level, eta)
 
 
-def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: int, previous: int, eta: float) -> tuple[Tensor, float]:
+def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, level: Level, eta: float) -> tuple[Tensor, float]:
     """Return mean and standard deviation of q_eta(x_previous | x_t, x0) (Song et al. 2021, Eq. 7).
 
     At eta 1 it is the posterior of Ho et al. 2020, Eq. 7, for any x0, clamped or not.
     """
-    return ddim_mean(schedule, x0, schedule.eps_from_x0(x_t, x0, t), t, previous, eta)
+    return ddim_mean(schedule, x0, schedule.eps_from_x0(x_t, x0, level[0]), level, eta)
 
 
-def ddim_mean(
-    schedule: Schedule, x0: Tensor, eps: Tensor, t: int, previous: int, eta: float = 0.0
-) -> tuple[Tensor, float]:
+def ddim_mean(schedule: Schedule, x0: Tensor, eps: Tensor, level: Level, eta: float = 0.0) -> tuple[Tensor, float]:
     """Return mean and standard deviation of a step of DDIM from t to `previous` (Song et al. 2021, Eq. 12 and 16)."""
-    a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
-    sigma = ddim_sigma(a, a_prev, eta)
+    a, a_prev = (alpha_bar_at(schedule, t) for t in level)
+    sigma = diffusion.ddim_sigma(a, a_prev, eta)
     return math.sqrt(a_prev) * x0 + math.sqrt(1 - a_prev - sigma**2) * eps, sigma

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from lib.ground import nets
-from lib.papers.ant.adaptor import GEOMETRIES, HEAD, Adaptor, Branch, share
+from lib.papers.ant.adaptor import GEOMETRIES, HEAD, Adaptor, Branch, counts
 from lib.record.files import UserError
 from tests.rounding import assert_same
 
@@ -227,14 +227,13 @@ SIZES = {
 
 @pytest.mark.parametrize(("name", "millions"), SIZES.items())
 def test_the_geometries_have_the_sizes_of_the_nets(name, millions):
-    counted = share(GEOMETRIES[name])
-    assert counted.base / 1e6 == pytest.approx(millions, abs=0.05)
-    assert counted.adaptor > 0
+    adaptor, unet = counts(GEOMETRIES[name])
+    assert unet / 1e6 == pytest.approx(millions, abs=0.05)
+    assert adaptor > 0
 
 
-def test_share_counts_what_attach_makes():
+def test_counts_are_those_of_what_attach_makes():
     unet = make("resampling")
-    counted = share(dict(unet.config), d=16)
-    assert counted.base == nets.parameter_count(unet)
-    assert counted.adaptor == nets.parameter_count(Adaptor.attach(unet, c=2, d=16))
-    assert counted.percent == 100 * counted.adaptor / counted.base
+    adaptor, base = counts(dict(unet.config), d=16)
+    assert base == nets.parameter_count(unet)
+    assert adaptor == nets.parameter_count(Adaptor.attach(unet, c=2, d=16))

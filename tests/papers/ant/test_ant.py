@@ -162,7 +162,7 @@ def test_guided_noise_is_eq_5_and_minimises_the_loss() -> None:
     printed = eps - factor * ant.sigma_hat(SCHEDULE)[t][:, None] * GUIDANCE(x_t, t)
     value, _ = ant.similarity_guided_loss(lambda x, t: printed, GUIDANCE, SCHEDULE, x0, t, eps, gamma=5)
     assert float(value) == pytest.approx(0, abs=1e-20)
-    derived = ant.guided_noise(eps, GUIDANCE(x_t, t), SCHEDULE, t, gamma=5, power=1, sign=1)
+    derived = ant.guided_noise(eps, GUIDANCE(x_t, t), SCHEDULE, t, gamma=-5, power=1)
     torch.testing.assert_close(derived, eps + factor * GUIDANCE(x_t, t))
 
 

@@ -54,7 +54,7 @@ def target_batch(*shape: int, t: int | None = None, seed: int = 0) -> tuple[Tens
     return x0 - 1, times if t is None else torch.full(shape[:-1], t), eps
 
 
-def bias_gradient(guidance: ant.Guidance | None, x0: Tensor, t: Tensor, eps: Tensor, **options: int) -> Tensor:
+def bias_gradient(guidance: ant.Guidance | None, x0: Tensor, t: Tensor, eps: Tensor, **options: float) -> Tensor:
     """Return the gradient in the output bias for the exact source network, (n, 2)."""
     weight = torch.zeros(len(x0), 2, 1, dtype=x0.dtype, requires_grad=True)  # acts as a second bias
 
@@ -93,7 +93,7 @@ def test_output_gradients_are_those_of_the_output_layer() -> None:
         torch.testing.assert_close(found[1, i] * 3, layer.weight.grad.mean(-1), rtol=1e-7, atol=1e-10)
 
 
-def mean_error(guidance: ant.Guidance | None, sign: int = -1, draws: int = 200) -> tuple[float, float]:
+def mean_error(guidance: ant.Guidance | None, gamma: float = 5, draws: int = 200) -> tuple[float, float]:
     """Return mean angle error and its standard error for the exact network."""
     shots = torch.randn(draws, 10, 2, generator=rng(5), dtype=torch.float64) - 1
     reference = torch.randn(1, 2000, 2, generator=rng(6), dtype=torch.float64) - 1
@@ -101,13 +101,13 @@ def mean_error(guidance: ant.Guidance | None, sign: int = -1, draws: int = 200) 
     t = torch.full((draws, 2000), 250)
     aim = bias_gradient(None, reference, t[:1], eps, J=0)
     x0, eps = shots.repeat(1, 200, 1), eps.expand(draws, -1, -1)
-    found = toy.angle(bias_gradient(guidance, x0, t, eps, J=0, sign=sign), aim)
+    found = toy.angle(bias_gradient(guidance, x0, t, eps, J=0, gamma=gamma), aim)
     return float(found.mean()), float(found.std() / draws**0.5)
 
 
 def test_exact_guidance_turns_the_gradient_and_a_flipped_sign_worsens_it() -> None:
     # Over 200 draws of ten shots, by a margin of four standard errors; plain fine-tuning has its known error.
-    plain, guided, flipped = mean_error(None), mean_error(toy.EXACT), mean_error(toy.EXACT, sign=1)
+    plain, guided, flipped = mean_error(None), mean_error(toy.EXACT), mean_error(toy.EXACT, gamma=-5)
     spread = math.degrees(1 / math.sqrt(10) / math.sqrt(8))  # of a normal angle, mean error spread * sqrt(2 / pi)
     assert plain[0] == pytest.approx(spread * math.sqrt(2 / math.pi), abs=4 * plain[1])
     assert guided[0] + 4 * guided[1] < plain[0] - 4 * plain[1]
@@ -172,10 +172,7 @@ def test_the_numbers_of_a_seed_do_not_depend_on_the_others() -> None:
 
 
 def test_blocks_join_the_seeds() -> None:
-    def experiment(seeds: list[int], p: SimpleNamespace, sources: Stack) -> dict[str, np.ndarray]:
-        return {"seed": np.array(seeds)}
-
-    found = toy.in_blocks(experiment, list(range(23)), P, toy.networks([0], "source", P))
+    found = toy.in_blocks(lambda seeds: {"seed": np.array(seeds)}, list(range(23)))
     np.testing.assert_array_equal(found["seed"], np.arange(23))
 
 

@@ -82,9 +82,8 @@ def test_asymmetric_step_of_a_linear_network_is_the_formula(schedule):
     net, x = Linear().double(), torch.tensor([[[[0.7]]], [[[-1.2]]]], dtype=torch.float64)
     a, a_prev, c = float(schedule.alpha_bar[600]), float(schedule.alpha_bar[500]), 1.5
     result = asyrp.edited_eps(net, x, 600, linear_delta, c)
-    stepped, clean = asyrp.asymmetric_step(
-        schedule, x, nets.eps_model(net)(x, torch.tensor([600, 600])), result, 600, 500
-    )
+    eps = nets.eps_model(net)(x, torch.tensor([600, 600]))
+    stepped, clean = asyrp.asymmetric_step(schedule, x, eps, result, (600, 500))
     for i in range(2):
         v = x[i].item()
         eps = 0.3 * v + 0.5 * (v + 0.6)
@@ -97,8 +96,8 @@ def test_asymmetric_step_of_a_linear_network_is_the_formula(schedule):
 def test_symmetric_change_of_both_terms_would_differ(schedule):
     net, x, t = Linear().double(), torch.tensor([[[[0.7]]]], dtype=torch.float64), torch.tensor([600])
     eps, edited = nets.eps_model(net)(x, t), asyrp.edited_eps(net, x, 600, linear_delta)
-    asymmetric = asyrp.asymmetric_step(schedule, x, eps, edited, 600, 500)[0]
-    symmetric = asyrp.asymmetric_step(schedule, x, edited, edited, 600, 500)[0]
+    asymmetric = asyrp.asymmetric_step(schedule, x, eps, edited, (600, 500))[0]
+    symmetric = asyrp.asymmetric_step(schedule, x, edited, edited, (600, 500))[0]
     shift = (1 - float(schedule.alpha_bar[500])) ** 0.5 * (edited - eps)
     assert_same(symmetric - asymmetric, shift)
     assert shift.abs().item() > 0.1
