@@ -8,11 +8,9 @@
 
 # %% [markdown]
 # # Delta Denoising Score with exact scores
-#
 # Hertz, Aberman and Cohen-Or, *Delta Denoising Score*, ICCV 2023.
 #
 # ## Question
-#
 # Score distillation (SDS) edits an image by following the score of a text-conditioned diffusion model, and blurs it.
 # Delta Denoising Score (DDS) subtracts the score of the unedited image under its own prompt. What does that change if
 # the score is exactly right, so that nothing can be blamed on the network?
@@ -40,12 +38,11 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion
 from lib.papers.dds import experiments, gaussian, measures, optimizers
 from lib.papers.dds import figures as drawings, method as dds
-from lib.papers.dds.experiments import collect, key_of
+from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 
 run = record.start("40_dds_gaussian", globals())
@@ -53,17 +50,15 @@ p = run.parameters
 
 # %% [markdown]
 # ## Claim
-#
 # **D1**: DDS moves only what the prompts differ in; SDS collapses detail; regularised SDS trades the edit against
 # fidelity and cannot avoid the blur.
 #
-# Two more statements of the paper are measured here without a verdict, because their cards are in `41_dds_digits`, with
-# a trained network: SGD concentrates the update on the edited pixels and Adam spreads it (D2); 200 steps suffice for
-# most edits, a large change needs more (D4). How alike the directions of two images are (D3) is in `42_dds_directions`.
+# Two more statements are measured here without a verdict; their cards are in `41_dds_digits`, with a trained network:
+# SGD concentrates the update on the edited pixels and Adam spreads it (D2); 200 steps suffice for most edits, a large
+# change needs more (D4). How alike the directions of two images are (D3) is in `42_dds_directions`.
 
 # %% [markdown]
 # ## Method
-#
 # The world: images of $c \times h \times w$ independent Gaussian pixels, $p(z\,|\,y) = N(\mu_y, v_y)$, and a null
 # prompt $p(z) = N(\mu_0, v_0)$. The best possible denoiser is then known,
 #
@@ -77,8 +72,7 @@ schedule = diffusion.scaled_linear()
 world, region = gaussian.disc_world(schedule, p.size, p.edit_size, p.omega)
 variances = p.variance_inside, p.variance_outside
 unequal, _ = gaussian.disc_world(schedule, p.size, p.edit_size, p.omega, variances)
-world, unequal = world.to(run.device), unequal.to(run.device)
-region = region.to(run.device)
+world, unequal, region = (made.to(run.device) for made in (world, unequal, region))
 
 # %% [markdown]
 # One edit, from prompt 1 to prompt 2 (0 is the null prompt). Timesteps are drawn from 50 to 948 of Stable Diffusion's
@@ -87,10 +81,9 @@ region = region.to(run.device)
 # %%
 texture = torch.Generator().manual_seed(p.seed)
 picture = gaussian.texture(p.size, texture).to(run.device)
-null, source, target = torch.arange(3).split(1)
+null, source, target = torch.arange(3, device=run.device).split(1)
 options = {"omega": p.omega, "iterations": p.iterations, "seed": p.seed}
-prompts = target, source, null
-delta = dds.edit(world, schedule, picture, *prompts, **options)
+delta = dds.edit(world, schedule, picture, target, source, null, **options)
 
 # %% [markdown]
 # With guidance $\omega$ and equal variances, the expected directions vanish at
@@ -117,34 +110,33 @@ for name in optimizers.PRESETS:
 # Every seed is an input of its own, edited by every method.
 
 # %%
-found = collect(experiments.gaussian(s, p, world, region, unequal) for s in tqdm(run.seed_list))
-steps = collect(experiments.gaussian_steps(s, p, world, region) for s in tqdm(run.seed_list))
+found = run.replicates(lambda seed: experiments.gaussian(seed, p, world, region, unequal))
+steps = run.replicates(lambda seed: experiments.gaussian_steps(seed, p, world, region))
 
 # %% [markdown]
 # ## Result
-#
 # ### What is left of an image: DDS, SDS, regularised SDS
 
 # %% tags=["hide-input"]
+methods = experiments.gaussian_methods(p)
 ends = {"input": picture, "DDS": delta.z}
 for name in ("SDS", *(f"SDS, lambda {v:g}" for v in p.lambdas if v in (0.3, 3.0))):
-    run_options = experiments.gaussian_methods(p)[name]
-    ends[name] = dds.edit(world, schedule, picture, *prompts, **options | run_options).z
-titles = [name.replace("lambda", r"$\lambda$ =") for name in ends]
-figures.show(
-    run,
-    "ends",
-    lambda: figures.image_grid(torch.cat(list(ends.values())) / 4, ncols=len(ends), titles=titles, cell=1.25),
-    alt="A soft coloured texture and its edits: DDS adds a red disc and keeps the texture; SDS leaves a flat grey "
-    "field with the disc; regularised SDS fades between the two.",
-    kind="png",
-)
+    ends[name] = experiments.gaussian_edit(world, picture, p, p.seed, **methods[name]).z
+grid, titles = torch.cat(list(ends.values())) / 4, [name.replace("lambda", r"$\lambda$ =") for name in ends]
+alt = "A soft coloured texture and its edits: DDS adds a red disc and keeps the texture; SDS leaves a flat grey "
+alt += "field with the disc; regularised SDS fades between the two."
+figures.show(run, "ends", lambda: figures.image_grid(grid, len(ends), titles, cell=1.25), alt, "png")
+
 
 # %% tags=["hide-input"]
-methods = experiments.gaussian_methods(p)
-mean = {name: {k: found[f"{key_of(name)}_{k}"].mean() for k in ("completed", "along", "spread")} for name in methods}
+def means(names: dict, keys: dict) -> dict:
+    """Mean measures of some runs by their keys."""
+    return {name: {k: float(found[f"{key_of(name)}_{k}"].mean()) for k in keys} for name in names}
+
+
 heads = {"completed": "completed", "along": "along the edit", "spread": "background spread, after / before"}
-run.table("methods", [{"method": m} | {heads[k]: float(row[k]) for k in heads} for m, row in mean.items()])
+mean = means(methods, heads)
+run.table("methods", [{"method": m} | {heads[k]: row[k] for k in heads} for m, row in mean.items()])
 
 
 def draw_trade() -> Figure:
@@ -156,8 +148,7 @@ def draw_trade() -> Figure:
         axis.plot(*point, "os^"[kind], color=f"C{kind}")
         place = (6, -11 if name == "SDS" else 5)
         axis.annotate(name.replace("SDS, lambda", r"$\lambda$ ="), point, place, textcoords="offset points")
-    axis.set(xlabel="share of the edit completed", ylabel="background spread, after / before")
-    axis.set(xlim=(-0.03, 1.12), ylim=(0, 1.12))
+    axis.set(xlabel="share of the edit completed", ylabel=heads["spread"], xlim=(-0.03, 1.12), ylim=(0, 1.12))
     axis.legend(loc="lower left")
     return figure
 
@@ -170,7 +161,6 @@ figures.show(run, "trade", draw_trade, alt=f"Share of the edit completed and bac
 # The direction of DDS has no pull towards the mean image.
 #
 # ### What the direction looks like at each timestep
-#
 # One noise, one picture, all timesteps, in the world of unequal variances.
 
 # %%
@@ -181,34 +171,30 @@ def directions(t: int) -> list[torch.Tensor]:
     """Noised picture, SDS direction, DDS direction."""
     times = torch.full((1,), t, device=run.device)
     z_t = schedule.add_noise(picture, noise[0], times)
-    y, y_hat, none = (x.to(run.device) for x in prompts)
-    sds = dds.sds_direction(unequal, z_t, y, none, p.omega, times, noise[0])
-    delta = dds.dds_direction(unequal, z_t, z_t, y, y_hat, none, p.omega, times)
-    return [z_t, sds, delta]
+    sds = dds.sds_direction(unequal, z_t, target, null, p.omega, times, noise[0])
+    return [z_t, sds, dds.dds_direction(unequal, z_t, z_t, target, source, null, p.omega, times)]
 
 
 # %% tags=["hide-input"]
 def draw_directions(t: int) -> Figure:
     """Draw the noised picture and the norms of both directions."""
     noisy, *both = (x[0].cpu() for x in directions(t))
-    figure, axes = plt.subplots(1, 3, figsize=(4.8, 1.9))
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    figure, axes = plt.subplots(1, 3, figsize=(4.8, 1.9), subplot_kw=bare)
     axes[0].imshow((noisy.permute(1, 2, 0) / 8 + 0.5).clamp(0, 1))
     for axis, values in zip(axes[1:], both, strict=True):
         image = axis.imshow(values.norm(dim=0), cmap="viridis", vmin=0, vmax=3)
     figure.colorbar(image, ax=axes[2], shrink=0.8)
     for axis, title in zip(axes, (f"input at t = {t}", "SDS direction", "DDS direction"), strict=True):
-        axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=9)
-        axis.spines[:].set_visible(False)
     return figure
 
 
 def say(t: int) -> str:
     """Text of one frame."""
     sds, delta = (measures.energy_share(x.norm(dim=1)[None], region).item() for x in directions(t)[1:])
-    return (
-        f"Timestep {t}: in the disc lie {sds:.0%} of the SDS direction's energy and {delta:.0%} of the DDS direction's."
-    )
+    energy = f"{sds:.0%} of the SDS direction's energy and {delta:.0%} of the DDS direction's"
+    return f"Timestep {t}: in the disc lie {energy}."
 
 
 frames = [50, 150, 250, 350, 450, 550, 650, 750, 850, 948]
@@ -217,36 +203,26 @@ figures.slider(run, "directions", pictures, "t", [say(t) for t in frames])
 
 # %% [markdown]
 # ### SGD and Adam
-#
-# Numbers of the world of unequal variances; the card of this comparison is in `41_dds_digits`. The table has the share
-# of the update energy that falls into the disc, and how unevenly the change is spread over the pixels by then.
+# In the world of unequal variances: the share of the update energy that falls into the disc, and how unevenly the
+# change is spread over the pixels by then.
 
 # %% tags=["hide-input"]
 heads = {"completed": "completed", "share": "share of update energy in the disc", "gini": "Gini, accumulated change"}
 heads["background"] = "background change (RMS)"
 compared = experiments.gaussian_optimizers(p)
-run.table(
-    "optimisers",
-    [{"run": m} | {heads[k]: float(found[f"{key_of(m)}_{k}"].mean()) for k in heads} for m in compared],
-)
+mean = means(compared, heads)
+run.table("optimisers", [{"run": m} | {heads[k]: row[k] for k in heads} for m, row in mean.items()])
 shown = {"DDS, SGD": "DDS, SGD", "DDS, Adam": f"DDS, Adam {p.adam_eta:g}", "SDS, SGD": "SDS, SGD"}
 at = [k for k in (10, p.iterations // 4, p.iterations) if k]
-edits = {name: dds.edit(unequal, schedule, picture, *prompts, **options | compared[m]) for name, m in shown.items()}
-rows = {name: (x.z[0].cpu().numpy() / 4, experiments.maps(x, at).cpu().numpy()) for name, x in edits.items()}
-words = "; ".join(f"{name} {found[f'{key_of(m)}_share'].mean():.0%}" for name, m in shown.items())
-figures.show(
-    run,
-    "saliency",
-    lambda: drawings.saliency(rows, at, region.cpu().numpy()),
-    alt=f"Result, sizes of the updates and changes so far at steps {at}. Update energy in the disc: {words}.",
-    kind="png",
-)
+edits = {m: experiments.gaussian_edit(unequal, picture, p, p.seed, **compared[name]) for m, name in shown.items()}
+rows = {m: (x.z[0].cpu().numpy() / 4, experiments.maps(x, at).cpu().numpy()) for m, x in edits.items()}
+alt = f"Result, sizes of the updates and changes so far at steps {at}. Update energy in the disc: "
+alt += "; ".join(f"{m} {mean[name]['share']:.0%}" for m, name in shown.items()) + "."
+figures.show(run, "saliency", lambda: drawings.saliency(rows, at, region.cpu().numpy()), alt, "png")
 
 # %% [markdown]
 # ### How many steps
-#
-# Again without a verdict here; the card is in `41_dds_digits`. The share that is completed does not depend on the size
-# of the edit; what is visibly left does.
+# The share that is completed does not depend on the size of the edit; what is visibly left does.
 
 
 # %% tags=["hide-input"]
@@ -264,15 +240,10 @@ def draw_steps() -> Figure:
     return figure
 
 
-words = ", ".join(f"{name} {steps[name][:, 200].mean():.3f}" for name in optimizers.PRESETS)
-until = [f"{steps[f'steps_{name}'].mean():.0f}" for name in ("small", "large")]
-figures.show(
-    run,
-    "steps",
-    draw_steps,
-    alt=f"Completed after 200 iterations: {words}. An edit of 1 standard deviation is within 0.1 of its end after "
-    f"{until[0]} iterations, one of 8 after {until[1]}.",
-)
+small, large = (f"{steps[f'steps_{name}'].mean():.0f}" for name in ("small", "large"))
+alt = f"Completed after 200 iterations: {', '.join(f'{m} {steps[m][:, 200].mean():.3f}' for m in optimizers.PRESETS)}. "
+alt += f"An edit of 1 standard deviation is within 0.1 of its end after {small} iterations, one of 8 after {large}."
+figures.show(run, "steps", draw_steps, alt)
 
 # %% tags=["hide-input"]
 numbers = {f"{m}_{key}": found[f"{m}_{key}"] for m in ("dds", "sds") for key in ("completed", "along", "spread")}
@@ -281,7 +252,7 @@ numbers |= {name: steps[name] for name in ("steps_small", "steps_large")} | {"ar
 for key, name in (("sgd", "DDS, SGD"), ("adam", shown["DDS, Adam"])):
     numbers |= {f"{kind}_{key}": found[f"{key_of(name)}_{kind}"] for kind in ("share", "gini")}
 for key, eta in (("first", min(p.adam_etas)), ("last", max(p.adam_etas))):
-    numbers[f"share_adam_{key}"] = found[f"dds_adam_{eta:g}_share".replace(".", "_")]
+    numbers[f"share_adam_{key}"] = found[f"{key_of(f'DDS, Adam {eta:g}')}_share"]
 for key, values in numbers.items():
     run.number(key, values)
 
@@ -289,7 +260,7 @@ for key, values in numbers.items():
 # ### Claim card
 
 # %%
-regularised = [f"sds_lambda_{v:g}".replace(".", "_") for v in p.lambdas]
+regularised = [key_of(f"SDS, lambda {v:g}") for v in p.lambdas]
 gaps = [found[f"{key}_gap"] for key in regularised]
 completed = [found[f"{key}_completed"] for key in regularised]
 run.claim(
@@ -305,7 +276,6 @@ run.claim(
 
 # %% [markdown]
 # ## Limits
-#
 # - Outside the disc both prompts agree, so that DDS leaves it alone is algebra, and the check tests the code. That no
 #   weight of the penalty gives the edit without blur can be read off the trade-off figure; no check judges it.
 # - Real images are no independent Gaussian pixels, and a network's score is wrong in ways that DDS may or may not

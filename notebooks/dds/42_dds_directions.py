@@ -11,11 +11,9 @@
 
 # %% [markdown]
 # # DDS: how alike are the directions of two images?
-#
 # Hertz, Aberman and Cohen-Or, *Delta Denoising Score*, ICCV 2023.
 #
 # ## Question
-#
 # Delta Denoising Score subtracts the direction of the input under its own prompt from that of the edited image. That
 # helps as far as the two directions share what is not the edit. The paper measures how alike they are: the cosine
 # between the directions of two matched pairs of image and prompt. Do we find its curves with a network trained on real
@@ -23,13 +21,11 @@
 
 # %% [markdown]
 # ## Claim
-#
 # **D3** (main paper, Fig. 8; supplement, Fig. 1). The SDS directions of two matched pairs are nearly parallel, the more
 # so at high noise and for aligned pairs; a larger guidance scale lowers their cosine.
 
 # %% [markdown]
 # ## Method
-#
 # Two matched pairs $(z, y)$ and $(\hat z, \hat y)$ are noised with the same $\epsilon$ at the same timestep $t$. What
 # the paper's figure shows can be read as the cosine of
 #
@@ -56,8 +52,7 @@
 # $$\text{(a)}\ \frac{\alpha_t^2 + \sigma_t^2 (\rho + \kappa_\times)}{\alpha_t^2 + \sigma_t^2 (1 + \kappa)},
 # \qquad \text{(b)}\ \frac{\sigma_t^2 + \alpha_t^2 (\rho + \kappa_\times)}{\sigma_t^2 + \alpha_t^2 (1 + \kappa)}.$$
 #
-# The paper's curves, for Stable Diffusion, we read off its Fig. 8 to about 0.005. A seed is a new draw of images,
-# edits and noises.
+# The paper's curves, for Stable Diffusion, we read off its Fig. 8 to about 0.005. A seed is a new draw of all.
 
 # %% tags=["parameters", "hide-input"]
 from typing import Annotated
@@ -92,7 +87,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion
 from lib.papers.dds import directions, experiments
@@ -110,10 +104,7 @@ likeness = experiments.LIKENESS  # correlation of details in the Gaussian world,
 # %%
 # NBVAL_CHECK_OUTPUT
 print("share of noise at t = 20, 500, 980")
-for name, levels in (
-    ("Stable Diffusion", latent),
-    ("digit model", diffusion.linear()),
-):
+for name, levels in {"Stable Diffusion": latent, "digit model": diffusion.linear()}.items():
     shares = [1 - levels.alpha_bar[t].item() for t in (20, 500, 980)]
     print(f"{name:16s}", *(f"{share:.3f}" for share in shares))
 
@@ -122,18 +113,15 @@ for name, levels in (
 # readings.
 
 # %%
-unet, schedule, judge = digit_prompts.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
-model = digit_prompts.prompt_model(unet)
-null = digit_prompts.null().to(run.device)
-shape = 1, judge.size, judge.size
+world = digit_prompts.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+unet, schedule, judge = world
+model, null = digit_prompts.prompt_model(unet), digit_prompts.null().to(run.device)
 draw = {"omega": p.sample_omega, "steps": p.sample_steps, "seed": 0}
-noise = torch.Generator().manual_seed(1)
-eps = torch.randn(1, 1, *shape, generator=noise).to(run.device)
+eps = torch.randn(1, 1, 1, judge.size, judge.size, generator=torch.Generator().manual_seed(1)).to(run.device)
 branches = []
 for digit in (3, 8):
     y = digit_prompts.prompt(digit, HANDWRITTEN).to(run.device)
-    z = synthesise(model, schedule, y, null, shape, **draw)
-    z = z.to(run.device)
+    z = synthesise(model, schedule, y, null, judge.size, **draw)
     branches.append(predict(model, schedule, z, y, null, 500, eps))
 for reading in READINGS:
     alike = cosine(*branches, p.omega, reading).item()
@@ -144,9 +132,7 @@ for reading in READINGS:
 # world has one draw of many pairs.
 
 # %%
-runs = experiments.collect(
-    experiments.direction_pairs(s, p, unet, schedule, judge) for s in tqdm(run.seed_list, desc="seeds")
-)
+runs = run.replicates(lambda seed: experiments.direction_pairs(seed, p, *world))
 gauss = experiments.gaussian_pairs(p.seed, p, latent, run.device)
 
 
@@ -174,9 +160,7 @@ def measured(kind: str, reading: str) -> np.ndarray:
 
 # %% [markdown]
 # ## Result
-#
 # ### The pairs
-#
 # The first image of each pair of prompts, first seed, not selected.
 
 # %% tags=["hide-input"]
@@ -186,15 +170,11 @@ for key in facts:
     run.number(key, runs[key])
 shown = runs["pairs"][0]  # (rows, pairs of prompts, 1, h, w)
 labels = ["input", "other prompt, same noise", "other prompt, other noise", "input, edited by DDS"]
-words = "; ".join(f"{kind} {runs[f'correlation_{kind}'].mean():.2f}" for kind in kinds[:3])
-figures.show(
-    run,
-    "pairs",
-    lambda: figures.image_grid(np.concatenate(shown), ncols=shown.shape[1], row_labels=labels, cell=0.6),
-    alt=f"Digits drawn by the model for {shown.shape[1]} pairs of prompts, one a column, and their partners in the "
-    f"pair, one kind a row. Correlation of the pixels of both images of a pair: {words}.",
-    kind="png",
-)
+alt = f"Digits drawn by the model for {shown.shape[1]} pairs of prompts, one a column, and their partners in the "
+alt += "pair, one kind a row. Correlation of the pixels of both images of a pair: "
+alt += "; ".join(f"{kind} {runs[f'correlation_{kind}'].mean():.2f}" for kind in kinds[:3]) + "."
+grid = np.concatenate(shown)
+figures.show(run, "pairs", lambda: figures.image_grid(grid, shown.shape[1], None, labels, 0.6), alt, "png")
 run.table("images", [{"measured": words, "mean": run.text(key)} for key, words in facts.items()])
 
 # %% [markdown]
@@ -225,16 +205,16 @@ def draw_reading(reading: str) -> Figure:
     return figure
 
 
+# %% tags=["hide-input"]
 def show_reading(name: str, reading: str) -> None:
     """Show the figure of one reading."""
     ends = ((kind, curve(kind, reading).mean(0)) for kind in kinds)
-    words = "; ".join(f"{kind} {c[0]:.2f} and {c[-1]:.2f}" for kind, c in ends)
     text = "Cosine against the timestep, digit network left and Gaussian world right, the paper's curves dashed. "
-    text += f"Reading ({reading}). Digit network at t = 20 and t = 980: {words}."
-    figures.show(run, name, lambda: draw_reading(reading), alt=text)
+    text += f"Reading ({reading}). Digit network at t = 20 and t = 980: "
+    text += "; ".join(f"{kind} {c[0]:.2f} and {c[-1]:.2f}" for kind, c in ends) + "."
+    figures.show(run, name, lambda: draw_reading(reading), text)
 
 
-# %% tags=["hide-input"]
 show_reading("predictions", "b")
 
 # %% [markdown]
@@ -257,11 +237,11 @@ show_reading("directions", "a")
 def draw_guidance() -> Figure:
     """Draw the cosines of aligned pairs at every guidance scale."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
-    for axis, reading in zip(axes, ("b", "a"), strict=True):
+    titles = {"b": "(b) predictions", "a": "(a) predictions minus the noise"}
+    for axis, (reading, title) in zip(axes, titles.items(), strict=True):
         for i, w in enumerate(omegas):
             axis.plot(times, curve("aligned", reading, w).mean(0), "o-", ms=2.5, color=f"C{i}", label=f"{w:g}")
-        words = "predictions" if reading == "b" else "predictions minus the noise"
-        axis.set(title=f"({reading}) {words}", xlabel="timestep t")
+        axis.set(title=title, xlabel="timestep t")
     low = min(0.0, runs["cosines"][:, :, 0].min())
     axes[0].set(ylabel="cosine, aligned pairs", ylim=(low - 0.03, 1.03))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, title="guidance scale")
@@ -272,14 +252,9 @@ rows = []
 for w in omegas:
     rows.append({"guidance": w} | {f"network, ({r})": float(over_t("aligned", r, w).mean()) for r in ("b", "a")})
     rows[-1] |= {f"Gaussian, ({r})": float(closed("aligned", r, w, times).mean()) for r in ("b", "a")}
+alt = "Cosine of aligned pairs against the timestep, one line a guidance scale, reading (b) left, (a) right. Mean "
 words = ", ".join(f"{row['guidance']:g}: {row['network, (b)']:.2f} / {row['network, (a)']:.2f}" for row in rows)
-figures.show(
-    run,
-    "guidance",
-    draw_guidance,
-    alt="Cosine of aligned pairs against the timestep, one line a guidance scale, reading (b) left, (a) right. Mean "
-    f"over the timesteps, (b) / (a): {words}.",
-)
+figures.show(run, "guidance", draw_guidance, f"{alt}over the timesteps, (b) / (a): {words}.")
 run.table("guidance", rows, note="Aligned pairs, mean over the figure's timesteps.")
 
 # %% [markdown]
@@ -303,12 +278,11 @@ def gap(reading: str, kind: str = "aligned", at: np.ndarray | None = None) -> np
 
 
 rows = []
-for reading in READINGS:
-    for kind in likeness:
-        run.number(f"gap_{reading}_{kind}", gap(reading, kind))
-        run.number(f"level_gap_{reading}_{kind}", gap(reading, kind, level))
-        rows.append({"reading": reading, "pairs": kind, "at equal t": run.text(f"gap_{reading}_{kind}")})
-        rows[-1]["at equal noise"] = run.text(f"level_gap_{reading}_{kind}")
+for reading, kind in [(reading, kind) for reading in READINGS for kind in likeness]:
+    rows.append({"reading": reading, "pairs": kind})
+    for head, key, at in (("at equal t", "gap", None), ("at equal noise", "level_gap", level)):
+        run.number(f"{key}_{reading}_{kind}", gap(reading, kind, at))
+        rows[-1][head] = run.text(f"{key}_{reading}_{kind}")
 run.table("distance", rows, note="Absolute difference from the paper's curve, mean over its timesteps.")
 
 # %% [markdown]
@@ -316,36 +290,28 @@ run.table("distance", rows, note="Absolute difference from the paper's curve, me
 
 # %% tags=["hide-input"]
 for reading in READINGS:
-    line = measured("unaligned", reading)
-    run.number(f"gauss_rank_{reading}_unaligned", spearmanr(times, line).statistic)
+    run.number(f"gauss_rank_{reading}_unaligned", spearmanr(times, measured("unaligned", reading)).statistic)
     run.number(f"omega_{reading}", over_t("aligned", reading, 30.0) - over_t("aligned", reading, 3.0))
     run.number(f"low_{reading}_aligned", curve("aligned", reading)[:, 0])
     run.number(f"high_{reading}_aligned", curve("aligned", reading)[:, -1])
     for kind in ("aligned", "unaligned", "own noise"):
         run.number(f"mean_{reading}_{kind.replace(' ', '_')}", over_t(kind, reading))
-
-
-def rank(reading: str) -> list[float]:
-    """Return the rank correlation of timestep and cosine for aligned pairs, (seeds,)."""
-    return [spearmanr(times, line).statistic for line in curve("aligned", reading)]
-
+rank = {r: [spearmanr(times, line).statistic for line in curve("aligned", r)] for r in READINGS}  # of t and cosine
 
 # %%
-strong, weak = (over_t("aligned", "b", w) for w in (30.0, 3.0))
 run.claim(
     "D3",
-    rank_b=rank("b"),
+    rank_b=rank["b"],
     aligned_b=over_t("aligned", "b") - over_t("unaligned", "b"),
     gap_b=gap("b"),
-    rank_a=rank("a"),
+    rank_a=rank["a"],
     aligned_a=over_t("aligned", "a") - over_t("unaligned", "a"),
-    omega_b=strong - weak,
+    omega_b=over_t("aligned", "b", 30.0) - over_t("aligned", "b", 3.0),
     own_noise=curve("own noise", "b")[:, times.index(980)],
 )
 
 # %% [markdown]
 # ## Limits
-#
 # - Digits of 16 x 16 pixels stand in for pictures, and two digits of one domain share most of their paper. A cosine
 #   over their pixels is another quantity than one over latents of Stable Diffusion; the distance from the paper's curve
 #   mixes network, images and noise schedule.
@@ -359,8 +325,8 @@ run.claim(
 # - The paper's figure was read off by us, and which reading it shows is not certain: its text speaks of directions, its
 #   curves rise to 1 even for unaligned pairs. The checks judge both readings by their trend, and (b) by its level too.
 # - The Gaussian world's likeness of images and prompts was chosen by us: its curves are there for their shape.
-# - The images were drawn with less guidance than the directions have, because the small model needs little to draw what
-#   it is asked for. The edits are few, one for each pair of prompts and seed.
+# - The images were drawn with less guidance than the directions have: the small model needs little. The edits are few,
+#   one for each pair of prompts and seed.
 
 # %% tags=["hide-input"]
 run.finish()

@@ -11,7 +11,6 @@
 
 # %% [markdown]
 # # DDS: one network for many edits
-#
 # ## Question
 # Delta Denoising Score (Hertz, Aberman and Cohen-Or, ICCV 2023) edits one image by some hundred iterations. Its
 # direction can train a network instead, on many images and for several edits at once, which then edits a new image in
@@ -45,14 +44,12 @@
 # For each task: *success*, the share of outputs that a classifier reads as the target digit in the target domain;
 # *variety*, the spread of the outputs around their mean over that of the inputs (0: one picture for all); *detail*, the
 # energy of the outputs over that of the inputs in what an image of half the size, enlarged again, lacks; *change
-# outside*, the root-mean-square change of the pixels in which the mean images of source and target prompt hardly
-# differ.
+# outside*, the root-mean-square change of the pixels in which the mean images of both prompts hardly differ.
 #
-# We found neither the network's architecture nor its initialisation in what we could read of the paper. Ours is a copy
-# of the teacher's U-Net, conditioned on the target's prompt, that adds to its input; its last convolution is zero at
-# the start, so it begins as the identity. The ramps have the paper's shares of the training; guidance and learning rate
-# were chosen on seeds from 1000 upwards: the paper's 25 is for text prompts and is in the sweep below, its rate of
-# $10^{-5}$ is for 125,000 iterations.
+# Neither architecture nor initialisation is in what we could read of the paper. Ours is a copy of the teacher's U-Net,
+# conditioned on the target's prompt, that adds to its input; its last convolution is zero at first, so it begins as the
+# identity. The ramps have the paper's shares of the training; guidance and learning rate were chosen on seeds from 1000
+# upwards: the paper's 25 is for text prompts and in the sweep, its rate of $10^{-5}$ for 125,000 iterations.
 
 # %% tags=["parameters", "hide-input"]
 from typing import Literal
@@ -92,7 +89,6 @@ precision: Literal["no", "bf16"] = "no"  # of that network's passes: no (32 bit)
 
 # %% tags=["hide-input"]
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,10 +100,11 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from lib.jobs.stable_diffusion import model as stable_diffusion, network as dds_network_files, tiny as tiny_diffusion
-from lib.papers.dds import fast, network, network_experiments as experiments
+from lib.papers.dds import experiments, fast, network
 from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 from lib.record.files import UserError
+from lib.record.timing import interleaved
 from lib.worlds import prompts as digit_prompts
 
 run = record.start("43_dds_network", globals())
@@ -115,42 +112,40 @@ p = run.parameters
 MEASURES, VARIANTS, WANTED = experiments.MEASURES, experiments.VARIANTS, experiments.WANTED
 if bool(p.weights) != bool(p.images):
     text = "name a folder of photographs that show what source_prompt says, and weights of Stable Diffusion, or neither"
-    licence = f"{stable_diffusion.SD_15}: CreativeML OpenRAIL-M"
-    raise UserError(f"weights, images: only one of the two is given; {text} ({licence})")
+    text += f" ({stable_diffusion.SD_15}: CreativeML OpenRAIL-M)"
+    raise UserError(f"weights, images: only one of the two is given; {text}")
 
 # %%
 # NBVAL_CHECK_OUTPUT
 known, unseen = experiments.threes(16)
 print(f"{len(known)} threes for training, {len(unseen)} held out")
 for i in (0, 5_000, 10_000, 20_000):
-    omega = network.guidance(network.PAPER, i)
-    identity = network.identity_weight(network.PAPER, i)
+    omega, identity = network.guidance(network.PAPER, i), network.identity_weight(network.PAPER, i)
     print(f"{i:6,}: omega {omega:6.3f}, lambda {identity:.3f}")
 
 # %% [markdown]
-# Two iterations of a training, as all on this page are made. The student begins as the identity, so its outputs before
-# them are its inputs; the claim's controls ask for that, and that no input is what a task wants already.
+# Two iterations of a training, as all on this page are made. The student begins as the identity; the claim's controls
+# ask for that, and that no input is what a task wants already.
 
 # %%
-unet, schedule, judge = digit_prompts.shared(run.artefacts, p.source, p.prompt_steps, p.judge_steps, run.device)
-model, tasks = digit_prompts.prompt_model(unet), experiments.tasks()
+world = digit_prompts.shared(run.artefacts, p.source, p.prompt_steps, p.judge_steps, run.device)
+unet, schedule, judge = world
+model, tasks = digit_prompts.prompt_model(unet), experiments.TASKS
 known, unseen = experiments.threes(judge.size)
 student = network.student_of(unet, tasks.y.to(run.device))
 before = experiments.outputs(student, unseen)  # (tasks, n, 1, h, w)
 ramps = network.PAPER.scaled(p.iterations, batch=p.batch, lr=p.lr)
-few = replace(ramps, iterations=2)
-network.train_network(student, model, schedule, known, tasks, few)
+network.train_network(student, model, schedule, known, tasks, replace(ramps, iterations=2))
 
 # %% [markdown]
 # All variants with every seed; the further guidance scales with the first ones.
 
 # %%
-pairs = [(v, p.omega, s) for v in VARIANTS for s in run.seed_list]
-few_seeds = run.seed_list[: p.sweep_seeds]
-pairs += [(v, omega, s) for omega in p.omegas for v in VARIANTS for s in few_seeds if omega != p.omega]
-done = {}
-for v, omega, s in tqdm(pairs, desc="networks"):
-    done[v, omega, s] = experiments.network_training(s, p, unet, schedule, judge, v, omega)
+omegas, found = [p.omega, *(w for w in p.omegas if w != p.omega)], {}
+for v, omega in [(v, omega) for omega in omegas for v in VARIANTS]:
+    seeds = tqdm(run.seed_list if omega == p.omega else run.seed_list[: p.sweep_seeds], desc=f"{v}, {omega:g}")
+    networks = (experiments.network_training(seed, p, *world, v, omega) for seed in seeds)
+    found[v, omega] = record.stacked(networks)
 
 # %% tags=["hide-input"]
 checkpoints = experiments.checkpoints(p)
@@ -158,18 +153,17 @@ checkpoints = experiments.checkpoints(p)
 
 def over_tasks(name: str, variant: str, omega: float, at: int = -1) -> np.ndarray:
     """Return a measure at a checkpoint: the worst task for success, else the mean over tasks; (seeds,)."""
-    found = [x["measured"][at, :, MEASURES.index(name)] for key, x in done.items() if key[:2] == (variant, omega)]
-    return np.array([tasks.min() if name == "success" else tasks.mean() for tasks in found])
+    tasks = found[variant, omega]["measured"][:, at, :, MEASURES.index(name)]  # (seeds, tasks)
+    return tasks.min(1) if name == "success" else tasks.mean(1)
 
 
 last = {v: {m: over_tasks(m, v, p.omega) for m in MEASURES} for v in VARIANTS}
-first = {v: done[v, p.omega, p.seed] for v in VARIANTS}  # of the first seed
+pictures = {v: found[v, p.omega]["outputs"][0] for v in VARIANTS}  # of the first seed
 
 # %% [markdown]
 # ## Result
 # ### The ramps
-# With the paper's values; that "cosine scheduler" means half a cosine is our reading. Ours have the same shares of a
-# shorter training.
+# The paper's values; that "cosine" means half a cosine is our reading. Ours have the same shares of fewer iterations.
 
 
 # %% tags=["hide-input"]
@@ -185,14 +179,10 @@ def draw_ramps() -> Figure:
 
 
 ends = network.PAPER
-figures.show(
-    run,
-    "ramps",
-    draw_ramps,
-    alt=f"Three curves over 30,000 iterations. Learning rate: linear up to {ends.lr:g} in {ends.lr_warmup:,}. "
-    f"Guidance: half a cosine from 1 to {ends.omega:g} in {ends.omega_warmup:,}. Weight of the identity: half a cosine "
-    f"from {ends.lambda_start:g} to {ends.lambda_end:g} in {ends.lambda_cooldown:,}.",
-)
+alt = f"Three curves over 30,000 iterations. Learning rate: linear up to {ends.lr:g} in {ends.lr_warmup:,}. Guidance: "
+alt += f"half a cosine from 1 to {ends.omega:g} in {ends.omega_warmup:,}. Weight of the identity: half a cosine "
+alt += f"from {ends.lambda_start:g} to {ends.lambda_end:g} in {ends.lambda_cooldown:,}."
+figures.show(run, "ramps", draw_ramps, alt)
 
 # %% [markdown]
 # ### Held-out inputs
@@ -201,7 +191,7 @@ figures.show(
 
 # %% tags=["hide-input"]
 rows = []
-for omega in [p.omega, *(w for w in p.omegas if w != p.omega)]:
+for omega in omegas:
     for v in VARIANTS:
         values = {m: over_tasks(m, v, omega) for m in MEASURES}
         key = key_of(v) + ("" if omega == p.omega else key_of(f"_omega_{omega:g}"))
@@ -215,11 +205,11 @@ gaps = {
     "sds_variety_gap": last["DDS"]["variety"] - last["SDS"]["variety"],
     "detail_gap": last["DDS"]["detail"] - last["SDS"]["detail"],
 }
-numbers = {name: gaps[name] for name in ("variety_gap", "detail_gap")}
-detail = {v: np.array([done[v, p.omega, s]["measured"][-1, :, 2] for s in run.seed_list]) for v in ("DDS", "SDS")}
-numbers |= {f"detail_gap_{key_of(task)}": (detail["DDS"] - detail["SDS"])[:, k] for k, task in enumerate(WANTED)}
-for key, values in numbers.items():
-    run.number(key, values)
+for name in ("variety_gap", "detail_gap"):
+    run.number(name, gaps[name])
+detail = {v: found[v, p.omega]["measured"][:, -1, :, MEASURES.index("detail")] for v in ("DDS", "SDS")}
+for task, difference in zip(WANTED, (detail["DDS"] - detail["SDS"]).T, strict=True):
+    run.number(f"detail_gap_{key_of(task)}", difference)
 
 # %% [markdown]
 # Six inputs, the first of the held-out part, and what each network of the first seed makes of them in one pass.
@@ -228,25 +218,17 @@ for key, values in numbers.items():
 # %% tags=["hide-input"]
 def draw_outputs() -> Figure:
     """Draw six inputs and the outputs of every network and task, an input a row."""
-    columns = [unseen[:6].numpy(), *(z[:6] for v in VARIANTS for z in first[v]["outputs"][-1].cpu().numpy())]
+    columns = [unseen[:6].numpy(), *(z[:6] for v in VARIANTS for z in pictures[v][-1])]
     short = [task.replace("handwritten", "hand-\nwritten").replace("printed", "\nprinted") for task in WANTED]
     heads = [f"{v}\n{task}" if k == 1 else f"\n{task}" for v in VARIANTS for k, task in enumerate(short)]
     grid = np.concatenate(np.stack(columns, axis=1))  # (60, 1, h, w)
     return figures.image_grid(grid, ncols=len(columns), titles=["input", *heads], cell=0.66)
 
 
-said = "; ".join(
-    f"{v}: success {last[v]['success'].mean():.2f} in the worst task, variety {last[v]['variety'].mean():.2f}"
-    for v in VARIANTS
-)
-figures.show(
-    run,
-    "outputs",
-    draw_outputs,
-    alt="Six handwritten threes, one a row, and the outputs of three networks for three tasks. All held-out inputs, "
-    f"mean over the trainings: {said}.",
-    kind="png",
-)
+alt = "Six handwritten threes, one a row, and the outputs of three networks for three tasks. All held-out inputs, mean "
+ends = {v: [last[v][m].mean() for m in MEASURES] for v in VARIANTS}
+said = (f"{v}: success {success:.2f} in the worst task, variety {kept:.2f}" for v, (success, kept, *_) in ends.items())
+figures.show(run, "outputs", draw_outputs, f"{alt}over the trainings: {'; '.join(said)}.", "png")
 
 # %% [markdown]
 # ### Over the training
@@ -267,25 +249,21 @@ def draw_progress() -> Figure:
     return figure
 
 
-said = "; ".join(f"{v} " + ", ".join(f"{last[v][m].mean():.2f}" for m in MEASURES[:3]) for v in VARIANTS)
-figures.show(
-    run,
-    "progress",
-    draw_progress,
-    alt=f"Success, variety and detail of three variants over the iterations; at the end, after {p.iterations}: {said}.",
-)
+alt = "Success, variety and detail of three variants over the iterations; at the end, "
+said = "; ".join(f"{v} {success:.2f}, {kept:.2f}, {detail:.2f}" for v, (success, kept, detail, _) in ends.items())
+figures.show(run, "progress", draw_progress, f"{alt}after {p.iterations}: {said}.")
 
 
 def draw_step(at: int) -> Figure:
     """Draw inputs and the outputs of the three networks at one checkpoint, first task."""
-    shown = np.concatenate([unseen[:10].numpy(), *(first[v]["outputs"][at, 0].cpu().numpy() for v in VARIANTS)])
+    shown = np.concatenate([unseen[:10].numpy(), *(pictures[v][at, 0] for v in VARIANTS)])
     return figures.image_grid(shown, ncols=10, row_labels=["input", *VARIANTS], cell=0.5)
 
 
 # %% tags=["hide-input"]
 def say(at: int) -> str:
     """Text of one frame."""
-    shares = ", ".join(f"{v} {first[v]['measured'][at, 0, 0]:.2f}" for v in VARIANTS)
+    shares = ", ".join(f"{v} {found[v, p.omega]['measured'][0, at, 0, 0]:.2f}" for v in VARIANTS)
     return f"Ten threes, their outputs after {checkpoints[at]} iterations, first task. Success on all inputs: {shares}."
 
 
@@ -298,27 +276,17 @@ figures.slider(run, "training", frames, "iteration", [say(at) for at in range(le
 
 
 # %%
-def timed(work):
-    """Seconds of the faster of two calls, and the last result."""
-    spent = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        result = work()
-        spent.append(time.perf_counter() - begin)
-    return min(spent), result
-
-
-six = unseen[:6].to(run.device)
-prompts = tasks.y[:1], tasks.y_hat, tasks.null
+six, prompts, edits = unseen[:6].to(run.device), (tasks.y[:1], tasks.y_hat, tasks.null), []
 options = {"omega": p.omega, "iterations": p.edit_iterations}
-one_pass, _ = timed(lambda: network.apply(student, six, 0).cpu())
-optimised, edited = timed(lambda: fast.edit(model, schedule, six, *prompts, **options))
+calls = {"pass": lambda: network.apply(student, six, 0)}
+calls["edit"] = lambda: edits.append(fast.edit(model, schedule, six, *prompts, **options))
+times = interleaved(calls, 2, run.device, warm_up=False)
+one_pass, optimised = (min(times[name]) for name in calls)
 run.number("pass_ms", 1000 * one_pass / len(six), "ms")
 run.number("edit_ms", 1000 * optimised / len(six), "ms")
-run.number("edit_evaluations", edited.evaluations / len(six))
+run.number("edit_evaluations", edits[0].evaluations / len(six))
 run.number("time_ratio", optimised / one_pass)
-ratio = f"{optimised / one_pass:.0f} times as long as one pass"
-print(f"{p.edit_iterations} iterations take {ratio}")
+print(f"{p.edit_iterations} iterations take {optimised / one_pass:.0f} times as long as one pass")
 
 # %% [markdown]
 # ### Your photographs
@@ -343,13 +311,8 @@ if p.weights:
     edits = [network.apply(photos.student, inputs, k, batch=1) for k in range(len(p.targets))]
     decoded = torch.stack([teacher.decode(z).cpu() for z in (inputs, *edits)], dim=1).flatten(0, 1)
     titles = ["input", *(y[:24] for y in p.targets.values())]
-    figures.show(
-        run,
-        "photographs",
-        lambda: figures.image_grid(decoded, ncols=len(titles), titles=titles, cell=1.4),
-        alt=f"{len(inputs)} held-out photographs and their edits in one pass: {', '.join(p.targets.values())}",
-        kind="png",
-    )
+    alt = f"{len(inputs)} held-out photographs and their edits in one pass: {', '.join(p.targets.values())}"
+    figures.show(run, "photographs", lambda: figures.image_grid(decoded, len(titles), titles, cell=1.4), alt, "png")
 
 # %% [markdown]
 # ### Claim card
@@ -374,16 +337,14 @@ run.claim(
 # - Starting from the teacher's U-Net, the student is no blank network, and the paper's initialisation is not known.
 #   Trial runs (one seed each, not recorded) with a blank network, batches of 2, a learning rate of 0.005, guidance 25,
 #   or without any ramp did not show a collapse without warm-up.
-# - All variants have the same number of iterations, thousands of times fewer images than in the paper. A collapse that
-#   needs long training would not show.
+# - All variants see thousands of times fewer images than the paper's: a collapse that needs long training cannot show.
 # - *Detail* compares outputs of another digit or domain with the inputs: printed digits have sharper edges than
 #   handwritten ones, so only the difference of two variants in one task means something. The claim's check averages the
 #   tasks, in which the printed one weighs most; the page on DDS has the difference by task.
 # - One SDS picture for all inputs can be a sharp one, so the difference in detail may have either sign. That SDS blurs
 #   is a statement about averages over many modes, which a small class of digits has few of.
 # - The exact form of the paper's identity loss is not known; ours is half the squared distance, summed over pixels.
-# - One teacher, one classifier, one set of held-out inputs; a seed is a new order of images, tasks, timesteps and
-#   noises.
+# - One teacher, one classifier, one set of held-out inputs; a seed is a new order of images, tasks, timesteps, noises.
 # - With a tiny random network the last section shows that the code runs. Training on photographs is not tested here.
 
 # %% tags=["hide-input"]

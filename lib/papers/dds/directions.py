@@ -20,10 +20,11 @@ from torch import Tensor
 from lib.ground import diffusion
 from lib.ground.batching import predict_in_batches
 from lib.ground.diffusion import Schedule
+from lib.papers.dds import method as dds
 from lib.papers.dds.gaussian import GaussianWorld
-from lib.papers.dds.method import Model, guided
 
 READINGS = ("a", "b")
+BATCH = 256  # latents in a call of the model
 
 # Fig. 8 (right) of the paper, Stable Diffusion with guidance 7.5. Read off the picture by us, to about 0.005; between
 # these timesteps the paper's curves are straight lines.
@@ -43,7 +44,7 @@ class Branch(NamedTuple):
 
     def direction(self, omega: float, reading: str) -> Tensor:
         """Return the direction under guidance omega in a reading, (n, b, c, h, w)."""
-        predicted = guided(self.null, self.prompt, omega)
+        predicted = dds.guided(self.null, self.prompt, omega)
         return predicted - self.eps if reading == "a" else predicted
 
     def other_noise(self) -> Branch:
@@ -56,18 +57,15 @@ class Branch(NamedTuple):
         Beside the other branch of aligned pairs, whose every `group` images have one pair of prompts and one noise to
         be added, these are unaligned pairs of the same prompts.
         """
-        n, b = self.eps.shape[:2]
-        return Branch(*(p.reshape(n, b // group, group, *p.shape[2:]).roll(1, dims=2).reshape(p.shape) for p in self))
+        return Branch(*(part.unflatten(1, (-1, group)).roll(1, dims=2).flatten(1, 2) for part in self))
 
 
 @torch.no_grad()
-def predict(
-    model: Model, schedule: Schedule, z: Tensor, y: Tensor, null: Tensor, t: int, eps: Tensor, batch: int = 256
-) -> Branch:
+def predict(model: dds.Model, schedule: Schedule, z: Tensor, y: Tensor, null: Tensor, t: int, eps: Tensor) -> Branch:
     """Predict the noise in images z (b, c, h, w) at timestep t under noises eps (n, b, c, h, w), with and without y."""
     noisy = schedule.add_noise(z, eps, t)  # (n, b, c, h, w)
     times = torch.full(eps.shape[:2], t, device=z.device)
-    of_prompt, of_null = (predict_in_batches(model, noisy, times, prompt, batch) for prompt in (y, null))
+    of_prompt, of_null = (predict_in_batches(model, noisy, times, prompt, BATCH) for prompt in (y, null))
     return Branch(of_prompt, of_null, eps)
 
 
@@ -78,29 +76,19 @@ def cosine(first: Branch, second: Branch, omega: float, reading: str) -> Tensor:
 
 
 def synthesise(
-    model: Model,
-    schedule: Schedule,
-    y: Tensor,
-    null: Tensor,
-    shape: tuple[int, ...],
-    *,
-    omega: float,
-    steps: int,
-    seed: int,
+    model: dds.Model, schedule: Schedule, y: Tensor, null: Tensor, size: int, omega: float, steps: int, seed: int
 ) -> Tensor:
-    """Draw an image of each prompt y (b, ...) with guidance, by ancestral sampling: (b, *shape), on the CPU.
+    """Draw an image of each prompt y (b, ...) with guidance, by ancestral sampling: (b, 1, size, size), beside y.
 
     All noise comes from `seed`: two calls with it and other prompts give pairs from one noise, image by image.
     """
     generator = torch.Generator().manual_seed(seed)
-    prompts = torch.cat([null.expand(y.shape), y])
+    noise = torch.randn(len(y), 1, size, size, generator=generator)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        null_eps, eps = model(torch.cat([x, x]), t.repeat(2), prompts).chunk(2)
-        return guided(null_eps, eps, omega)
+        return dds.predict(model, t, null, (x, y, omega))[0]
 
-    noise = torch.randn(len(y), *shape, generator=generator)
-    return diffusion.sample(denoise, schedule, noise, steps, generator, batch=len(y), device=y.device)
+    return diffusion.sample(denoise, schedule, noise, steps, generator, len(y), y.device).to(y.device)
 
 
 def pair_world(

@@ -42,8 +42,7 @@ def reference(
     o = dds.Options(**options)
     y_hat, null = dds.checked(z_hat, y_hat=y_hat, null=null)
     t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    alpha, sigma = (schedule.at(level, t, eps) for level in (schedule.signal, schedule.noise))
-    noisy = alpha * z_hat + sigma * eps  # (n, b, c, h, w)
+    noisy = schedule.add_noise(z_hat.expand_as(eps), eps, t)  # (n, b, c, h, w)
     null_eps = predict_in_batches(model, noisy, t, null, batch)
     if _rows_equal(y_hat, null).all():
         return Reference(null_eps, null_eps)
@@ -71,31 +70,25 @@ def edit(
     if reference and (reference.source.shape[1:] != z_hat.shape or len(reference.source) < o.iterations):
         have, want = tuple(reference.source.shape), (o.iterations, *z_hat.shape)
         raise UserError(f"reference: shape {have} given; this edit takes {want}: compute it for this input")
-    t, eps = dds.draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
     same = _rows_equal(y, y_hat).reshape(-1, 1, 1, 1)
-    some_same = o.method == "dds" and bool(same.any())
     no_target, no_source = (bool(_rows_equal(prompt, null).all()) for prompt in (y, y_hat))
-    counted = dds.Counted(model)
 
-    def direction(k: int, z: Tensor) -> Tensor:
-        z_t, z_hat_t = (schedule.add_noise(x, eps[k], t[k]) for x in (z, z_hat))
+    def direction(model: Model, k: int, z_t: Tensor, z_hat_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         if o.method == "sds":
-            return dds.sds_direction(counted, z_t, y, null, 1.0 if no_target else o.omega, t[k], eps[k])
+            return dds.sds_direction(model, z_t, y, null, 1.0 if no_target else o.omega, t, eps)
         first = k == 0  # z = z_hat
         w, w_hat = (1.0 if first or known else o.omega for known in (no_target, no_source))
         if reference is None:
-            source, target = dds.predict(counted, t[k], null, (z_hat_t, y_hat, w_hat), (z_t, y, w))
+            source, target = dds.predict(model, t, null, (z_hat_t, y_hat, w_hat), (z_t, y, w))
         else:
             source = reference.source[k] if first else guided(reference.null[k], reference.source[k], o.omega)
-            target = dds.predict(counted, t[k], null, (z_t, y, w))[0]
+            target = dds.predict(model, t, null, (z_t, y, w))[0]
         g = (o.omega if first else 1) * (target - source)
-        return g.masked_fill(same, 0) if some_same else g  # exact, in whatever batches both were predicted
+        return g.masked_fill(same, 0)  # exact, in whatever batches both were predicted
 
-    return dds.descend(z_hat, direction, o, counted)
+    return dds.descend(model, schedule, z_hat, direction, o)
 
 
 def _rows_equal(first: Tensor, second: Tensor) -> Tensor:
     """Return for each image whether two prompts are the same, (1,) or (b,)."""
-    if first.shape[1:] != second.shape[1:]:
-        return torch.zeros(1, dtype=torch.bool, device=first.device)
     return (first == second).reshape(max(len(first), len(second)), -1).all(dim=1)

@@ -12,23 +12,19 @@ def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[int], r
 
     Each of the two kinds of maps has one colour scale for all rows; a line in the result bounds the region (h, w).
     """
-    figure, axes = plt.subplots(len(rows), 1 + 2 * len(steps), figsize=(7, 2.8))
+    bare = {"xticks": [], "yticks": [], "frame_on": False}
+    figure, axes = plt.subplots(len(rows), 1 + 2 * len(steps), figsize=(7, 2.8), subplot_kw=bare)
     tops = [max(np.quantile(maps[i], 0.99) for _, maps in rows.values()) for i in (0, 1)]
-    heads = ["result", *[f"step {k}" for k in steps], *[f"by step {k}" for k in steps]]
     for line, (name, (z, maps)) in zip(axes, rows.items(), strict=True):
-        picture = (z.clip(-1, 1).transpose(1, 2, 0) + 1) / 2
-        line[0].imshow(picture, cmap="gray_r", vmin=0, vmax=1)
+        line[0].imshow((z.clip(-1, 1).transpose(1, 2, 0) + 1) / 2, cmap="gray_r", vmin=0, vmax=1)
         line[0].contour(region, [0.5], colors="C1", linewidths=0.8)
         line[0].set_ylabel(name, fontsize=8)
-        for kind, colours in enumerate(("viridis", "cividis")):
-            for k, values in enumerate(maps[kind]):
-                axis = line[1 + kind * len(steps) + k]
-                axis.imshow(values, cmap=colours, vmin=0, vmax=tops[kind])
+        for k in range(len(steps)):
+            line[1 + k].imshow(maps[0, k], cmap="viridis", vmin=0, vmax=tops[0])
+            line[1 + len(steps) + k].imshow(maps[1, k], cmap="cividis", vmin=0, vmax=tops[1])
     for column, words in ((len(steps), "update"), (2 * len(steps), "difference to the input")):
         figure.colorbar(axes[0, column].images[0], ax=axes[:, column], shrink=0.7, label=words)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    heads = ["result", *[f"step {k}" for k in steps], *[f"by step {k}" for k in steps]]
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=8)
     return figure

@@ -57,18 +57,13 @@ class GaussianWorld:
         return (pull + reference + lambda_id * z_hat) / (rate + lambda_id)
 
 
-def expected_share(rate: Tensor | float, etas: Tensor) -> Tensor:
-    """Return the share of the way to the end point that SGD has gone after each step, on average, (n, *rate.shape)."""
-    rate = torch.as_tensor(rate, dtype=torch.float64)
-    return 1 - (1 - etas.reshape(-1, *[1] * rate.ndim) * rate).cumprod(dim=0)
+def expected_share(rate: Tensor, etas: Tensor) -> Tensor:
+    """Return the share of the way to the end point that SGD has gone after each step, on average, like etas (n,)."""
+    return 1 - (1 - etas * rate).cumprod(dim=0)
 
 
 def disc_world(
-    schedule: Schedule,
-    size: int = 16,
-    edit_size: float = 2.0,
-    omega: float = 7.5,
-    variance: tuple[float, float] = (1.0, 1.0),
+    schedule: Schedule, size: int, edit_size: float = 2.0, omega: float = 7.5, variance: tuple[float, float] = (1, 1)
 ) -> tuple[GaussianWorld, Tensor]:
     """Return a world of three-channel pictures, and the region (size, size) of 0 and 1 that its prompts differ in.
 

@@ -52,11 +52,9 @@ def kept_spread(images: Tensor, inputs: Tensor) -> float:
 
 def kept_detail(images: Tensor, inputs: Tensor) -> float:
     """Return the energy of the pictures (b, 1, h, w) in what half the resolution cannot show, over the inputs'."""
-    energies = []
-    for x in (images.clamp(-1, 1), inputs.clamp(-1, 1)):
-        coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-        energies.append((x - coarse).square().mean())
-    return (energies[0] / energies[1]).item()
+    pictures = (x.clamp(-1, 1) for x in (images, inputs))
+    fine = [x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear") for x in pictures]
+    return (fine[0].square().mean() / fine[1].square().mean()).item()
 
 
 def slant(images: Tensor) -> Tensor:
@@ -68,8 +66,3 @@ def slant(images: Tensor) -> Tensor:
     x = columns[None] - weight.sum(1) @ columns[:, None]  # (b, w)
     together, height = (weight * y[:, :, None] * x[:, None]).sum((1, 2)), (weight.sum(2) * y.square()).sum(1)
     return -together / height
-
-
-def correlation(first: Tensor, second: Tensor) -> float:
-    """Return Pearson's correlation of two sets of numbers (b,)."""
-    return torch.corrcoef(torch.stack([first, second]))[0, 1].item()

@@ -71,11 +71,11 @@ def draw(schedule: Schedule, z: Tensor, iterations: int, t_range: tuple[int, int
     low, high = t_range
     if not 0 <= low <= high < schedule.T:
         raise UserError(f"t_range: ({low}, {high}) is not a range inside the schedule's timesteps 0..{schedule.T - 1}")
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(z))]
     t = torch.empty(iterations, len(z), dtype=torch.long)
     eps = torch.empty(iterations, *z.shape, dtype=torch.float32)
-    for k in range(iterations):
-        for i, generator in enumerate(generators):
+    for i in range(len(z)):
+        generator = torch.Generator().manual_seed(seed + i)
+        for k in range(iterations):
             t[k, i] = torch.randint(low, high + 1, (), generator=generator)
             torch.randn(z.shape[1:], generator=generator, out=eps[k, i])
     return t.to(z.device), eps.to(z)
@@ -117,18 +117,6 @@ def dds_direction(
     return target - source
 
 
-class Counted:
-    """A model that counts the images it is given."""
-
-    def __init__(self, model: Model) -> None:
-        self.model, self.images = model, 0
-
-    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict."""
-        self.images += len(z_t)
-        return self.model(z_t, t, y)
-
-
 @torch.no_grad()
 def edit(
     model: Model, schedule: Schedule, z_hat: Tensor, y: Tensor, y_hat: Tensor, null: Tensor, **options: Any
@@ -140,25 +128,29 @@ def edit(
     """
     o = Options(**options)
     y, y_hat, null = checked(z_hat, y=y, y_hat=y_hat, null=null)
-    t, eps = draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
-    counted = Counted(model)
 
-    def direction(k: int, z: Tensor) -> Tensor:
-        z_t, z_hat_t = (schedule.add_noise(x, eps[k], t[k]) for x in (z, z_hat))
+    def direction(model: Model, k: int, z_t: Tensor, z_hat_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         if o.method == "sds":
-            return sds_direction(counted, z_t, y, null, o.omega, t[k], eps[k])
-        return dds_direction(counted, z_t, z_hat_t, y, y_hat, null, o.omega, t[k])
+            return sds_direction(model, z_t, y, null, o.omega, t, eps)
+        return dds_direction(model, z_t, z_hat_t, y, y_hat, null, o.omega, t)
 
-    return descend(z_hat, direction, o, counted)
+    return descend(model, schedule, z_hat, direction, o)
 
 
-def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Options, counted: Counted) -> Edit:
-    """Step from z_hat against `direction(k, z)`, k = 0, 1, ..., n - 1, which calls `counted`."""
-    z = z_hat.clone()
+def descend(model: Model, schedule: Schedule, z_hat: Tensor, direction: Callable[..., Tensor], o: Options) -> Edit:
+    """Step from z_hat against `direction(model, k, z_t, z_hat_t, t, eps)`, k = 0, 1, ..., n - 1, at one t and eps."""
+    t, eps = draw(schedule, z_hat, o.iterations, o.t_range, o.seed)
+    z, path, evaluations = z_hat.clone(), [z_hat], 0
+
+    def counted(z_t: Tensor, *others: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += len(z_t)
+        return model(z_t, *others)
+
     optimizer = OPTIMIZERS[o.optimizer]([z])
-    path = [z_hat]
     for k, eta in enumerate(step_sizes(o.eta, o.iterations).tolist()):
-        g = direction(k, z)
+        z_t, z_hat_t = (schedule.add_noise(x, eps[k], t[k]) for x in (z, z_hat))
+        g = direction(counted, k, z_t, z_hat_t, t[k], eps[k])
         z.grad = g + o.lambda_id * (z - z_hat) if o.lambda_id else g
         optimizer.param_groups[0]["lr"] = eta
         optimizer.step()
@@ -166,11 +158,10 @@ def descend(z_hat: Tensor, direction: Callable[[int, Tensor], Tensor], o: Option
     trajectory = torch.stack(path)
     finite = trajectory.isfinite().flatten(1).all(dim=1)  # (n + 1,), looked at once: a GPU stops for every look
     if not finite.all():
-        text = f"the latent is not finite from iteration {int(finite.long().argmin())} on"
-        hint = "lower eta or omega, or take a model with weights of 32 bit"
-        raise UserError(f"edit: {text} (eta {o.eta}, omega {o.omega:g}); {hint}")
+        text = f"not finite from iteration {int(finite.long().argmin())} on (eta {o.eta}, omega {o.omega:g})"
+        raise UserError(f"edit: the latent is {text}; lower eta or omega, or take a model with weights of 32 bit")
     update = trajectory.diff(dim=0).norm(dim=2)  # (n, b, h, w)
-    return Edit(trajectory[-1], trajectory, update, (trajectory[1:] - z_hat).norm(dim=2), counted.images)
+    return Edit(trajectory[-1], trajectory, update, (trajectory[1:] - z_hat).norm(dim=2), evaluations)
 
 
 def checked(z_hat: Tensor, **prompts: Tensor) -> list[Tensor]:

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from lib.ground.diffusion import Schedule
@@ -80,10 +77,6 @@ class Tasks(NamedTuple):
     y_hat: Tensor  # (1, ...): what the inputs show
     null: Tensor  # (1, ...)
 
-    def to(self, device: torch.device | str) -> Tasks:
-        """Return the prompts on another device."""
-        return Tasks(*(prompt.to(device) for prompt in self))
-
 
 class DistilledNetwork(nn.Module):
     """f(z_hat, k) = z_hat + U-Net(z_hat; instruction k), at timestep 0 of the U-Net, with as many channels out as in.
@@ -101,10 +94,8 @@ class DistilledNetwork(nn.Module):
 
     def forward(self, z_hat: Tensor, k: Tensor) -> Tensor:
         """Return the edited latents (b, c, h, w) of latents z_hat under tasks k (b,)."""
-        instruction = self.instructions[k]
-        by_class = isinstance(self.unet, UNet2DModel)
-        condition = {"class_labels" if by_class else "encoder_hidden_states": instruction}
-        return z_hat + self.unet(z_hat, 0, **condition).sample.to(z_hat.dtype)
+        instruction = "class_labels" if isinstance(self.unet, UNet2DModel) else "encoder_hidden_states"
+        return z_hat + self.unet(z_hat, 0, **{instruction: self.instructions[k]}).sample.to(z_hat.dtype)
 
 
 def student_of(unet: Any, instructions: Tensor) -> DistilledNetwork:
@@ -126,10 +117,8 @@ def train_network(
     tasks: Tasks,
     settings: Settings = PAPER,
     seed: int = 0,
-    folder: str | Path | None = None,
-    save_every: int = 0,
-    on_step: Callable[[int, History], None] | None = None,
     parameters: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> History:
     """Train the network in place (supplement, Sec. B) on latents z_hat (n, c, h, w), with a frozen teacher `model`.
 
@@ -138,13 +127,14 @@ def train_network(
     pixels, averaged over the batch: its gradient is g times the network's Jacobian. The exact form of the paper's
     identity loss is not stated; ours is lambda_i / 2 |z - z_hat|^2, that of the supplement's regularised SDS.
 
-    Recorded are the root mean squares of g and of z - z_hat, as the loss itself says nothing. The rest is as in
-    :func:`lib.ground.train.train`; the student is in evaluation mode inside `on_step`, and afterwards.
+    Recorded are the root mean squares of g and of z - z_hat, as the loss itself says nothing. `parameters` and the
+    options folder, save_every and on_step are those of :func:`lib.ground.train.train`. The student is in evaluation
+    mode throughout: no dropout.
     """
     s = settings
     device = next(student.parameters()).device
-    y, y_hat, null = tasks.to(device)
-    optimizer = torch.optim.Adam(student.parameters(), lr=s.lr)
+    y, y_hat, null = (prompts.to(device) for prompts in tasks)
+    optimizer = torch.optim.Adam(student.eval().parameters(), lr=s.lr)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: rate_share(s, i))
 
     def sample(generator: torch.Generator) -> list[Tensor]:
@@ -156,7 +146,7 @@ def train_network(
     def step(drawn: list[Tensor]) -> dict[str, Tensor]:
         x, k, t, eps = drawn
         i = warmup.last_epoch  # updates done so far, also those before a resume
-        with torch.autocast(device.type, torch.bfloat16) if s.precision == "bf16" else nullcontext():
+        with torch.autocast(device.type, torch.bfloat16, enabled=s.precision == "bf16"):
             z = student(x, k)
         with torch.no_grad():
             z_t, x_t = (schedule.add_noise(latent, eps, t) for latent in (z, x))
@@ -171,25 +161,9 @@ def train_network(
         warmup.step()
         return {"direction": g.square().mean().sqrt(), "change": (z.detach() - x).square().mean().sqrt()}
 
-    def after(i: int, history: History) -> None:
-        if on_step:
-            student.eval()
-            on_step(i, history)
-            student.train()
-
     same = {k: v for k, v in asdict(s).items() if k != "iterations"} | {"images": z_hat.shape, **(parameters or {})}
     optimizers = {"adam": optimizer, "warmup": warmup}
-    student.train()
-    try:
-        return train(
-            *(step, sample, {"student": student}, optimizers, s.iterations, seed),
-            folder=folder,
-            save_every=save_every,
-            on_step=after,
-            parameters=same,
-        )
-    finally:
-        student.eval()
+    return train(step, sample, {"student": student}, optimizers, s.iterations, seed, parameters=same, **options)
 
 
 @torch.no_grad()

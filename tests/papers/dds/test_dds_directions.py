@@ -65,11 +65,12 @@ def test_noises_of_their_own_leave_nothing_in_common():
     assert cosine(first, second.other_noise(), 1.0, "b").abs().mean() < 0.03
 
 
-def test_guidance_from_stored_predictions_equals_the_direct_computation():
+def test_guidance_from_stored_predictions_equals_the_direct_computation(monkeypatch):
+    monkeypatch.setattr(dds_directions, "BATCH", 5)
     z, z_hat = torch.randn(2, 4, 1, 8, 8, generator=generator(), dtype=torch.float64)
     eps = torch.randn(3, 4, 1, 8, 8, generator=generator(1), dtype=torch.float64)
     y, y_hat, null = torch.tensor([3, 3, 4, 4]), torch.tensor([8, 8, 9, 9]), torch.tensor([20])
-    first, second = (predict(net, SCHEDULE, *pair, null, 300, eps, batch=5) for pair in ((z, y), (z_hat, y_hat)))
+    first, second = (predict(net, SCHEDULE, *pair, null, 300, eps) for pair in ((z, y), (z_hat, y_hat)))
     times = torch.full((4,), 300)
     for omega in (1.0, 7.5, 30.0):
         for k in range(3):
@@ -117,7 +118,7 @@ def synthesise(y: Tensor, **options) -> Tensor:
     mean = torch.tensor([0.0, 0.4, -0.4]).reshape(3, 1, 1, 1).expand(3, 1, 8, 8)
     world = dds_directions.GaussianWorld(mean, torch.full_like(mean, 0.01), SCHEDULE)
     options = {"omega": 1.0, "steps": 25, "seed": 3, **options}
-    return dds_directions.synthesise(world, SCHEDULE, y, NULL, (1, 8, 8), **options)
+    return dds_directions.synthesise(world, SCHEDULE, y, NULL, 8, **options)
 
 
 def test_pairs_from_one_noise_differ_in_the_prompt_alone():

@@ -1,8 +1,7 @@
-"""Replicates of the DDS experiments: functions of their seed alone, collected by name."""
+"""Replicates of the DDS experiments: functions of their seed alone."""
 
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from lib.ground import diffusion
@@ -35,9 +34,6 @@ def test_a_large_edit_takes_more_steps():
     assert found["steps_small"] <= found["steps_large"]
 
 
-def test_replicates_are_collected_by_name():
-    found = experiments.collect([{"a": 1.0, "b": torch.zeros(2)}, {"a": 2.0}])
-    assert found["a"].tolist() == [1.0, 2.0]
-    assert np.array_equal(found["b"], np.zeros((1, 2)))
+def test_runs_have_keys_of_their_names():
     assert experiments.key_of("SDS, lambda 0.3") == "sds_lambda_0_3"
     assert experiments.key_of("no warm-up") == "no_warm_up"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.papers.dds import measures
-from lib.worlds import digits as data
+from lib.worlds import digits
 from lib.worlds import prompts as digit_prompts
 from lib.worlds.judge import HANDWRITTEN
 
@@ -48,14 +48,14 @@ def test_change_outside_sees_pictures_not_latents():
 
 
 def test_kept_spread_of_known_pictures():
-    inputs = data.handwritten(8).images[:20]
+    inputs = digits.handwritten(8).images[:20]
     assert measures.kept_spread(inputs, inputs) == pytest.approx(1)
     assert measures.kept_spread(inputs[:1].expand(20, -1, -1, -1), inputs) == pytest.approx(0, abs=1e-6)
     assert measures.kept_spread(inputs.mean(0) + 0.5 * (inputs - inputs.mean(0)), inputs) == pytest.approx(0.5)
 
 
 def test_kept_detail_sees_blur_and_not_brightness():
-    inputs = data.handwritten(16).images[:20]
+    inputs = digits.handwritten(16).images[:20]
     assert measures.kept_detail(inputs, inputs) == pytest.approx(1)
     blurred = torch.nn.functional.avg_pool2d(inputs, 3, stride=1, padding=1, count_include_pad=False)
     assert measures.kept_detail(blurred, inputs) < 0.5
@@ -72,9 +72,3 @@ def test_slant_of_drawn_strokes():
     leaning[0, 0, range(9), range(8, -1, -1)] = 1  # from bottom left to top right: one pixel right for each one up
     images = torch.cat([upright, leaning, leaning.flip(3)])
     torch.testing.assert_close(measures.slant(images), torch.tensor([0.0, 1.0, -1.0]), atol=1e-5, rtol=0)
-
-
-def test_correlation():
-    x = torch.tensor([1.0, 2.0, 4.0])
-    assert measures.correlation(x, 3 - 2 * x) == pytest.approx(-1)
-    assert measures.correlation(x, torch.tensor([1.0, -1.0, 1.0])) == pytest.approx(0.189, abs=1e-3)
