@@ -12,17 +12,15 @@
 # ## Question
 # Two prompts and a photograph: does DDS (Hertz et al., ICCV 2023) change what the prompts differ in and keep the rest,
 # better than noising the photograph and sampling back (SDEdit)? And how long do 200 iterations take?
-
-# %% [markdown]
+#
 # ## Claim
 # - **D5** (zero-shot evaluation; supplement, Figs. 5 and 6). Zero-shot edits with Stable Diffusion follow the prompt
 #   and keep the image better than SDEdit.
 # - **D7** (supplement, Sec. B). 200 iterations take about 18 seconds on one A100.
 #
-# D5 needs the trained weights of Stable Diffusion (profile `paper`), D7 a GPU; a run says which of the two it could not
-# test. D7 is judged on the GPU that is there: only on an A100 is it the paper's number.
-
-# %% [markdown]
+# D5 needs the trained weights of Stable Diffusion (profile `paper`), D7 a GPU; a run says what it could not test. D7 is
+# judged on the GPU that is there: only on an A100 is it the paper's number.
+#
 # ## Method
 # The photograph is cropped to a square and encoded: $\hat z$ is the mean of the autoencoder's posterior. From
 # $z = \hat z$ on, every iteration draws a timestep $t$ and a noise $\epsilon$ and takes a step against
@@ -36,9 +34,6 @@
 # *CLIP similarity* is the cosine of image and target prompt, *LPIPS* the perceptual distance to the photograph. A weak
 # SDEdit keeps everything and edits nothing, so DDS is compared with SDEdit at the smallest strength whose CLIP
 # similarity reaches that of DDS (if none does, at the one with the highest; the notebook counts how often).
-#
-# With `weights`, `clip` and `images` given, this is done to your photographs, every pair of prompts to each; without
-# them to two that come with scikit-learn, by a tiny network of random weights: the same code, shown at work.
 
 # %% tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -75,7 +70,6 @@ from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from IPython.display import display
 from tqdm.auto import tqdm
@@ -114,8 +108,7 @@ jobs = [(zero_shot.prepare_image(file, size), source, targets) for file, source,
 
 # %% [markdown]
 # ### The paper's prompts
-# `lib.jobs.stable_diffusion.edit.PROMPTS` holds the pairs that the supplement and the authors' notebook show; their
-# photographs are not published with them.
+# The pairs that the supplement and the authors' notebook show; their photographs are not published with them.
 
 # %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
@@ -125,26 +118,22 @@ run.number("prompts", len(zero_shot.PROMPTS))
 
 # %% [markdown]
 # ### One call
-# Photograph and prompts in; edited image, trajectory and both saliency maps out. Evaluations of the network whose
-# result is known are left out; the loop as published makes 40 in ten iterations. Equal prompts must leave every number
-# of the latent as it was.
+# Photograph and prompts in; edited image, trajectory and both saliency maps out. Evaluations whose result is known are
+# left out (the loop as published makes 40 in ten iterations). Equal prompts must not change a single bit of the latent.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 photograph = jobs[0][0]
 short = {"iterations": 10, "size": size, "seed": p.seed}
-named = zero_shot.edit(sd, photograph, "Igloo.", "House.", **short)
-empty = zero_shot.edit(sd, photograph, "Igloo.", **short)
-both = ["Igloo.", "Snowing."]
-shared = zero_shot.edit_many(sd, photograph, both, "House.", **short)[1]
+calls = {
+    "named": zero_shot.edit(sd, photograph, "Igloo.", "House.", **short),
+    "empty": zero_shot.edit(sd, photograph, "Igloo.", **short),
+    "shared": zero_shot.edit_many(sd, photograph, ["Igloo.", "Snowing."], "House.", **short)[1],
+}
 print("evaluations in 10 iterations")
-print("source prompt:      ", named.edit.evaluations)
-print("empty source prompt:", empty.edit.evaluations)
-print("a further target:   ", shared.edit.evaluations)
-
-# %% tags=["hide-input"]
-for name, one in (("named", named), ("empty", empty), ("shared", shared)):
-    run.number(f"evaluations_{name}", one.edit.evaluations)
+for words, (key, one) in zip(("source prompt", "empty source prompt", "a further target"), calls.items(), strict=True):
+    print(f"{words + ':':20} {one.edit.evaluations}")
+    run.number(f"evaluations_{key}", one.edit.evaluations)
 equal = [zero_shot.edit(sd, x, y, y, **short).edit for x, _, targets in jobs for y in targets]
 still = max(float((done.z - done.trajectory[0]).abs().max()) for done in equal)
 run.number("same_prompt", still)
@@ -155,16 +144,18 @@ run.number("same_prompt", still)
 # the code runs and **mean nothing about the quality of DDS or SDEdit**.
 
 # %%
-shown, measured = [], []  # edits of the first seed; measures of all
+shown, by_seed = [], []
 for seed in tqdm(run.seed_list, desc="seeds"):
     edits = zero_shot.contest(seed, p, sd, jobs, clip, lpips)
-    shown = shown or edits
-    measured.append([one.found for one in edits])
+    shown = shown or edits  # pictures of the first seed
+    by_seed.append(record.stacked(one.measured for one in edits))
+methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
+measured = record.stacked(by_seed)  # clip, lpips (seeds, edits, methods); reached, lpips_gap, clip_gain (seeds, edits)
 
 
 # %% tags=["hide-input"]
 def marked(figure):
-    """Write over a figure what it must not be taken for."""
+    """Return a figure, and write over it what it must not be taken for."""
     if not trained:
         figure.suptitle("random weights: no measure of quality", fontsize=9)
     return figure
@@ -174,36 +165,22 @@ def draw_edits():
     """Photograph, as the autoencoder gives it back, DDS, and SDEdit at every strength; an edit a row."""
     rows = shown[:6] if trained else shown[::2]
     pictures = [torch.stack([one.done.input.cpu(), *one.done.images[[0, -1]], *one.redrawn]) for one in rows]
-    titles = ["input", "autoencoder", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
     labels = [f"{one.source or '(empty)'}\nto {textwrap.fill(one.target, 14)}" for one in rows]
+    titles = ["input", "autoencoder", *methods[1:]]
     return marked(figures.image_grid(torch.cat(pictures), len(titles), titles, labels, cell=0.85))
 
 
 words = "trained weights" if trained else "random weights, so the edits are meaningless colours"
 alt = f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {p.strengths}; {words}."
 figures.show(run, "edits", draw_edits, alt=alt, kind="png")
-
-# %% [markdown]
-# ### Follow the text, keep the image
-
-# %% tags=["hide-input"]
-measures = {
-    name: np.array([[getattr(found, name) for found in line] for line in measured])
-    for name in ("clip", "lpips", "lpips_gap", "clip_gain")
-}  # (seeds, edits, ...)
-similarity, distance = (measures[name].mean((0, 1)) for name in ("clip", "lpips"))  # (2 + strengths,)
-methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
+similarity, distance = (measured[name].mean((0, 1)) for name in ("clip", "lpips"))  # (2 + strengths,)
 scores = list(zip(methods, similarity.tolist(), distance.tolist(), strict=True))
 protocol = f"CLIP {p.clip}" if trained else "Random weights throughout: no measure of quality"
-run.table(
-    "methods",
-    [{"method": m, "CLIP similarity": a, "LPIPS to the input": d} for m, a, d in scores],
-    f"Mean of {len(shown)} edits at {size} x {size}, {p.seeds} seed(s), {p.iterations} iterations. {protocol}; "
-    f"{lpips.name}; SDEdit: {p.sdedit_steps} steps, eta {p.sdedit_eta:g}",
-)
+note = f"Mean of {len(shown)} edits at {size} x {size}, {p.seeds} seed(s), {p.iterations} iterations. {protocol}; "
+note += f"{lpips.name}; SDEdit: {p.sdedit_steps} steps, eta {p.sdedit_eta:g}"
+run.table("methods", [{"method": m, "CLIP similarity": a, "LPIPS to the input": d} for m, a, d in scores], note)
 
 
-# %% tags=["hide-input"]
 def draw_scores():
     """Draw text alignment against distance to the input."""
     figure, axis = plt.subplots(figsize=(5.2, 3.2))
@@ -212,20 +189,17 @@ def draw_scores():
         axis.annotate(f"{name:g}", (distance[i], similarity[i]), xytext=(4, 4), textcoords="offset points")
     axis.plot(distance[1], similarity[1], "s", color="C0", label="DDS")
     axis.axhline(similarity[0], ls=":", color=figures.ink(), label="input")
-    axis.set(xlabel="LPIPS to the input", ylabel="CLIP similarity to the target prompt")
-    axis.margins(x=0.12, y=0.15)
+    axis.set(xlabel="LPIPS to the input", ylabel="CLIP similarity to the target prompt", xmargin=0.12, ymargin=0.15)
     axis.legend()
     return marked(figure)
 
 
-# %% tags=["hide-input"]
 words = "; ".join(f"{m}: {a:.3f} and {d:.3f}" for m, a, d in scores)
 caution = "" if trained else " The weights are random: no measure of quality."
 figures.show(run, "scores", draw_scores, alt=f"CLIP similarity to the prompt and LPIPS to the input. {words}.{caution}")
 if trained:
-    unreached = sum(not found.reached for line in measured for found in line)
-    print(f"edits in which no strength of SDEdit reaches the CLIP similarity of DDS: {unreached}")
-    gap, gain = (measures[name].mean(1) for name in ("lpips_gap", "clip_gain"))
+    print(f"edits in which no strength of SDEdit reaches the CLIP similarity of DDS: {(~measured['reached']).sum()}")
+    gap, gain = (measured[name].mean(1) for name in ("lpips_gap", "clip_gain"))
     run.claim("D5", lpips_gap=gap, clip_gain=gain, same_prompt=still)
 else:
     run.not_tested("D5", "needs the trained weights of Stable Diffusion and of CLIP: profile paper")
@@ -237,8 +211,8 @@ else:
 
 # %% tags=["hide-input"]
 source, target, done, *_ = shown[0]
-maps = [done.maps(max(k, 1)) for k in done.iterations]
-largest = [max(float(map_.max()) for map_ in column) for column in zip(*maps, strict=True)]
+maps = torch.stack([done.maps(max(k, 1)) for k in done.iterations])  # (frames, 2, h, w)
+largest = maps.amax((0, 2, 3)).tolist()
 
 
 def draw_way(frames):
@@ -254,10 +228,9 @@ def draw_way(frames):
     return marked(figure)
 
 
-frames = range(len(maps))
 moved = [f"After {k} iterations: mean change {maps[i][1].mean():.3g}" for i, k in enumerate(done.iterations)]
 alt = f"Picture, last update and change so far, from '{source}' to '{target}'. {'; '.join(moved[1:])}.{caution}"
-figures.show(run, "saliency", lambda: draw_way(frames[1:]), alt=alt, kind="png")
+figures.show(run, "saliency", lambda: draw_way(range(1, len(maps))), alt=alt, kind="png")
 ways = [(str(k), lambda i=i: draw_way([i])) for i, k in enumerate(done.iterations)]
 figures.slider(run, "trajectory", ways, description="iteration", alt=moved)
 
@@ -294,15 +267,12 @@ def try_prompt(source, target, file, iterations):
 
 # %% [markdown]
 # ## Limits
-# - Without trained weights D5 is not tested: a network of random weights has no idea of a rose. With them it is tested
-#   on the photographs and prompts that you give, not on the thousand pairs of prompts of the paper.
-# - We did not find which CLIP and which LPIPS the paper used, nor SDEdit's sampler and number of steps: compare
-#   differences here, not values with its plot. Where no strength of SDEdit reaches the CLIP similarity of DDS, the
-#   LPIPS are not those of equal similarity.
-# - Photographs are resized by Lanczos and transparent pixels laid on white; the authors' notebook takes Pillow's
-#   default and drops the alpha channel.
-# - Times are of the iterations alone, without encoding and decoding. On a CPU a small network is timed: compare the two
-#   loops, not the seconds.
+# - With trained weights D5 is tested on the photographs and prompts that you give, not on the paper's thousand pairs.
+# - We did not find which CLIP and LPIPS the paper used, nor SDEdit's sampler and number of steps: compare differences,
+#   not values with its plot. Where no strength of SDEdit reaches DDS, the LPIPS are not those of equal similarity.
+# - Photographs are resized by Lanczos, transparent pixels laid on white; the authors' notebook has Pillow's default and
+#   drops the alpha channel.
+# - Times are of the iterations alone. On a CPU a small network is timed: compare the two loops, not the seconds.
 # - An edit leaks to what goes with its object (the paper's own limitation); nothing here measures that.
 
 # %%

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -27,6 +28,7 @@ from lib.papers.dds import method as dds
 from lib.record.files import UserError
 
 Picture = str | Path | Image.Image | Tensor
+Job = tuple[Tensor, str, list[str]]  # photograph (3, h, w), source prompt, target prompts
 LESS = "or load with dtype float16 or bfloat16"
 
 
@@ -39,26 +41,7 @@ class Prompts(NamedTuple):
     where: str
 
 
-ROLLER = "roller skating in the city."
-FIG_2, FIG_5, FIG_6 = (f"supplement, Fig. {k}" for k in (2, 5, 6))
-PROMPTS = (
-    Prompts("a photo of a cat.", "a photo of a tiger.", 200, "authors' notebook"),
-    Prompts(f"A flamingo {ROLLER}", f"A bronze statue of a flamingo {ROLLER}", 200, FIG_2),
-    Prompts(f"A flamingo {ROLLER}", f"A giraffe {ROLLER}", 200, FIG_2),
-    Prompts(f"A flamingo {ROLLER}", f"An elephant {ROLLER}", 400, FIG_2),
-    Prompts("House.", "A house made of candies.", 200, FIG_5),
-    Prompts("House.", "Igloo.", 200, FIG_5),
-    Prompts("", "Snowing.", 200, FIG_5),
-    Prompts("", "Sunset.", 200, FIG_5),
-    Prompts("", "Rainbow at background", 200, FIG_5),
-    Prompts("Waterfall", "Frozen waterfall.", 200, FIG_5),
-    Prompts("Bicycle.", "Neon BMX bicycle.", 200, FIG_6),
-    Prompts("Bicycle.", "Vespa.", 200, FIG_6),
-    Prompts("Coffee.", "Matcha drink.", 200, FIG_6),
-    Prompts("", "Drawing of dinosaur on the coffee.", 200, FIG_6),
-    Prompts("", "Plates with sushi.", 200, FIG_6),
-    Prompts("", "Plates with pizza.", 200, FIG_6),
-)
+PROMPTS = tuple(Prompts(*row) for row in yaml.safe_load(Path(__file__).with_name("prompts.yaml").read_text("utf-8")))
 
 
 class ImageEdit(NamedTuple):
@@ -70,11 +53,10 @@ class ImageEdit(NamedTuple):
     input: Tensor  # (3, h, w): the image as it was encoded
     edit: dds.Edit  # latents and both saliency maps of every iteration, b = 1
 
-    def maps(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return both saliency maps after an iteration (from 1) at the image's size, (h, w) on the CPU."""
+    def maps(self, iteration: int) -> Tensor:
+        """Return both saliency maps after an iteration (from 1) at the image's size, (2, h, w) on the CPU."""
         maps = torch.stack([self.edit.update[iteration - 1], self.edit.accumulated[iteration - 1]])  # (2, 1, h', w')
-        update, accumulated = F.interpolate(maps.cpu(), self.images.shape[-2:], mode="nearest")[:, 0]
-        return update, accumulated
+        return F.interpolate(maps.cpu(), self.images.shape[-2:], mode="nearest")[:, 0]
 
 
 def edit(sd: StableDiffusion, image: Picture, prompt: str, source_prompt: str = "", **options: Any) -> ImageEdit:
@@ -121,10 +103,10 @@ def edit_many(
         z_hat, shared = sd.encode(x[None]), None
         if len(prompts) > 1 and o.method == "dds":
             shared = fast.reference(sd.model, sd.schedule, z_hat, y_hat, null, batch, **options)
+        shown = sorted(set(torch.linspace(0, o.iterations, frames).round().int().tolist()))
         edits = []
         for y in targets:
             done = fast.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, shared, **options)
-            shown = sorted(set(torch.linspace(0, o.iterations, frames).round().int().tolist()))
             images = sd.decode(done.trajectory[shown, 0]).cpu()  # (k, 3, size, size)
             edits.append(ImageEdit(to_picture(images[-1]), images, shown, x, done))
     return edits
@@ -147,9 +129,8 @@ def sdedit(
     Strengths are start times as shares of the schedule, above 0 and up to 1; `steps` are those of the whole trajectory,
     and `eta` is its randomness (0: DDIM). The edits are (len(strengths), 3, h, w) in [-1, 1], on the CPU.
     """
-    for strength in strengths:
-        if not 0 < strength <= 1:
-            raise UserError(f"strengths: {strength} given; each lies above 0 and up to 1")
+    if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
+        raise UserError(f"strengths: {wrong[0]} given; each lies above 0 and up to 1")
     grid = diffusion.ddim_timesteps(sd.schedule.T, steps).tolist()
     x, model = prepare_image(image, sd.checked_size(size)), sd.guided(prompt, omega)
     with enough_memory(f"size, {LESS}"):
@@ -161,38 +142,27 @@ def sdedit(
         return sd.decode(torch.cat(ends)).cpu()
 
 
-class Measured(NamedTuple):
-    """Input, edit by DDS and edits by SDEdit, in this order, on the two axes of the paper's zero-shot evaluation."""
-
-    clip: list[float]  # CLIP similarity to the target prompt, higher follows the text better
-    lpips: list[float]  # LPIPS to the input, lower keeps more of it
-
-    @property
-    def reached(self) -> list[int]:
-        """Places of the SDEdits whose CLIP similarity reaches that of DDS."""
-        return [i for i in range(2, len(self.clip)) if self.clip[i] >= self.clip[1]]
-
-    @property
-    def matched(self) -> int:
-        """Place of the first of them; if there is none, of the SDEdit with the highest CLIP similarity."""
-        return self.reached[0] if self.reached else max(range(2, len(self.clip)), key=self.clip.__getitem__)
-
-    @property
-    def lpips_gap(self) -> float:
-        """LPIPS of that SDEdit minus that of DDS: above 0, DDS keeps more of the image."""
-        return self.lpips[self.matched] - self.lpips[1]
-
-    @property
-    def clip_gain(self) -> float:
-        """CLIP similarity of DDS minus that of the input."""
-        return self.clip[1] - self.clip[0]
-
-
-def compare(done: ImageEdit, redrawn: Tensor, prompt: str, clip: clips.Clip, lpips: perceptual.Embedding) -> Measured:
+def compare(
+    done: ImageEdit, redrawn: Tensor, prompt: str, clip: clips.Clip, lpips: perceptual.Embedding
+) -> dict[str, Tensor]:
     """Measure an edit, and what SDEdit made of the same image at growing strengths: `redrawn`, (k, 3, h, w)."""
     pictures = torch.cat([done.input[None].cpu(), done.images[-1:], redrawn])
-    z = lpips(pictures)
-    return Measured(clips.similarity(clip, pictures, prompt).tolist(), perceptual.pairwise_lpips(z)[0].tolist())
+    distance = perceptual.pairwise_lpips(lpips(pictures))[0].cpu()
+    return matched(clips.similarity(clip, pictures, prompt).double(), distance)
+
+
+def matched(clip: Tensor, lpips: Tensor) -> dict[str, Tensor]:
+    """Compare DDS with SDEdit at its smallest strength whose CLIP similarity reaches that of DDS.
+
+    If none does, at the one with the highest. `clip` (similarity to the target prompt, higher follows the text better)
+    and `lpips` (to the input, lower keeps more of it) are (2 + k,): of the input, DDS and SDEdit at k strengths.
+    Returned are both, whether one `reached`, `lpips_gap` (LPIPS, SDEdit minus DDS: above 0, DDS keeps more of the
+    image), and `clip_gain` (CLIP similarity, DDS minus input).
+    """
+    reached = clip[2:] >= clip[1]
+    place = 2 + (reached.int() if reached.any() else clip[2:]).argmax()  # the first of the largest
+    gaps = {"lpips_gap": lpips[place] - lpips[1], "clip_gain": clip[1] - clip[0]}
+    return {"clip": clip, "lpips": lpips, "reached": reached.any(), **gaps}
 
 
 class Contest(NamedTuple):
@@ -202,18 +172,13 @@ class Contest(NamedTuple):
     target: str
     done: ImageEdit
     redrawn: Tensor  # (strengths, 3, h, w), by SDEdit
-    found: Measured
+    measured: dict[str, Tensor]  # by `compare`
 
 
 def contest(
-    seed: int,
-    p: Any,
-    sd: StableDiffusion,
-    jobs: Sequence[tuple[Tensor, str, list[str]]],
-    clip: clips.Clip,
-    lpips: perceptual.Embedding,
+    seed: int, p: Any, sd: StableDiffusion, jobs: Sequence[Job], clip: clips.Clip, lpips: perceptual.Embedding
 ) -> list[Contest]:
-    """Edit photographs (3, h, w), each from its source prompt to its targets, by DDS and by SDEdit, and measure both.
+    """Edit photographs, each from its source prompt to its targets, by DDS and by SDEdit, and measure both.
 
     Of `p` these count: iterations, omega, eta, strengths, sdedit_steps, sdedit_eta.
     """
@@ -240,18 +205,18 @@ def prepare_image(image: Picture, size: int = 512) -> Tensor:
             raise UserError(f"image: tensor {tuple(image.shape)}; give (3, h, w) or (1, h, w), finite, in [-1, 1]")
         square = center_crop(image.float(), [min(image.shape[1:])] * 2).expand(3, -1, -1)
         return resize(square, [size, size], InterpolationMode.BICUBIC).clamp(-1, 1)
-    where = "image"
-    files: list[tuple[str, Any]] = [("picture", io.BytesIO())]
+    file: Path | io.BytesIO
     if isinstance(image, Image.Image):
+        name, file, where = "picture", io.BytesIO(), "image"
         upright = ImageOps.exif_transpose(image)
-        plain = upright.convert("RGB") if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV") else upright
-        plain.save(files[0][1], "PNG", compress_level=1)
+        deep = upright.mode.startswith(("I", "F"))  # not 8 bits; the others may be of a mode that PNG has not
+        (upright if deep else upright.convert("RGBA")).save(file, "PNG", compress_level=1)
     else:
-        path = Path(image).expanduser()
-        if not path.is_file():
-            raise UserError(f"image: file {path} does not exist; name an image file")
-        where, files = f"image folder {path.parent}", [(path.name, path)]
-    read = folder.collect(files, size, 3, "refuse", where, threads=1)
+        file = Path(image).expanduser()
+        name, where = file.name, f"image folder {file.parent}"
+        if not file.is_file():
+            raise UserError(f"image: file {file} does not exist; name an image file")
+    read = folder.collect([(name, file)], size, 3, "refuse", where, threads=1)
     for hint in read.hints:
         print(hint)
     return read.images[0]

@@ -7,25 +7,18 @@ converted once. Predictions come back in the type of the input, so a loop keeps 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from lib.record.files import UserError
 
 MODES = ("plain", "compile", "graph")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = 64  # that one network may be compiled for
-WARM_UP = 3  # calls on a side stream before a capture, as many as PyTorch's notes on CUDA graphs take
+SHAPES = 64  # that one network may be compiled for; PyTorch itself would stop at the ninth
 
 Run = Callable[..., Tensor]
-
-
-class Output(NamedTuple):
-    """What diffusers' U-Nets return, with the one field that they have."""
-
-    sample: Tensor
 
 
 def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plain") -> FastUNet:
@@ -47,8 +40,6 @@ def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plai
     device = next(unet.parameters()).device
     check_mode(mode, device)
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: {dtype} given; one of {', '.join(map(str, DTYPES))}")
     # Not diffusers' own `to`, which warns of modules to keep in float32 even for networks that have none.
     nn.Module.to(nn.Module.to(unet, dtype), memory_format=torch.channels_last)
     return FastUNet(unet.eval().requires_grad_(False), dtype, mode)
@@ -63,24 +54,23 @@ def check_mode(mode: str, device: torch.device) -> None:
 
 
 class FastUNet:
-    """What `prepare` returns: called like the U-Net, with the same ``config``; no gradient passes through it."""
+    """What `prepare` returns: called like the U-Net; no gradient passes through it."""
 
     def __init__(self, unet: nn.Module, dtype: torch.dtype, mode: str) -> None:
         self.unet, self.dtype, self.mode = unet, dtype, mode
-        self.config: Any = unet.config
         self.device = next(unet.parameters()).device
-        self._graphs: dict[tuple, _Graph] = {}
         self._run: Run = self._plain
         if mode == "compile":
             kind = "max-autotune" if self.device.type == "cuda" else None
-            self._compiled = torch.compile(self._plain, fullgraph=True, dynamic=False, mode=kind)
-            self._run = self._as_compiled
+            compiled = torch.compile(self._plain, fullgraph=True, dynamic=False, mode=kind)
+            self._run = torch._dynamo.config.patch(recompile_limit=SHAPES)(compiled)
         elif mode == "graph":
-            self._run = self._replayed
+            self._graphs: dict[tuple, Any] = {}
             self._pool = torch.cuda.graph_pool_handle()  # one for all shapes: no result outlives its call
+            self._run = self._replayed
 
     @torch.no_grad()
-    def __call__(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> Output:
+    def __call__(self, sample: Tensor, timestep: Tensor, condition: Tensor) -> UNet2DConditionOutput:
         """Predict for samples (b, c, h, w) at timesteps (b,); the result has the sample's type.
 
         The condition is text embeddings (b, tokens, features) of a ``UNet2DConditionModel``, or class numbers (b,) of a
@@ -93,43 +83,16 @@ class FastUNet:
         with torch.autocast(self.device.type, enabled=False):  # around it, autocast would convert the weights again
             eps = self._run(x, timestep.to(self.device), y)
         # Always a copy: the next call of a graph writes into the same memory.
-        return Output(eps.to(sample.dtype, copy=True, memory_format=torch.contiguous_format))
+        return UNet2DConditionOutput(eps.to(sample.dtype, copy=True, memory_format=torch.contiguous_format))
 
     def _plain(self, *inputs: Tensor) -> Tensor:
         return self.unet(*inputs, return_dict=False)[0]
 
-    def _as_compiled(self, *inputs: Tensor) -> Tensor:
-        """Run what was compiled for these shapes; PyTorch itself would stop at the ninth."""
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            return self._compiled(*inputs)
-
     def _replayed(self, *inputs: Tensor) -> Tensor:
-        """Replay the graph of these shapes; capture it first if they are new."""
+        """Replay the graph of these shapes; capture it first if they are new. The next call overwrites the result."""
         key = tuple((value.shape, value.dtype) for value in inputs)
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self._plain, inputs, self.device, self._pool)
+            kept = tuple(value.clone() for value in inputs)  # a graph has input memory of its own
+            with torch.cuda.device(self.device):  # streams and captures belong to the current GPU
+                self._graphs[key] = torch.cuda.make_graphed_callables(self._plain, kept, pool=self._pool)
         return self._graphs[key](*inputs)
-
-
-class _Graph:
-    """A CUDA graph of one call, with input and output memory of its own."""
-
-    def __init__(self, run: Run, inputs: tuple[Tensor, ...], device: torch.device, pool: Any) -> None:
-        self.inputs = [value.clone() for value in inputs]
-        with torch.cuda.device(device):  # streams and captures belong to the current GPU
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # libraries choose algorithms and take memory before, never while, capturing
-                for _ in range(WARM_UP):
-                    run(*self.inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
-                self.output = run(*self.inputs)
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Copy the inputs in and replay; the output is overwritten by the next call."""
-        for kept, value in zip(self.inputs, inputs, strict=True):
-            kept.copy_(value)
-        self.graph.replay()
-        return self.output

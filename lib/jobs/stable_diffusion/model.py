@@ -26,11 +26,10 @@ from lib.papers.dds import method as dds
 from lib.record.files import UserError, reading
 
 SD_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-WEIGHTS = ("unet", "vae")  # with weights in diffusers' file; what a repository must give, of 40 GB in many forms:
-FILES = (
+FILES = (  # what a repository must give, of 40 GB in many forms
     *("model_index.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"),
     *("text_encoder/config.json", "text_encoder/model.safetensors"),
-    *(f"{part}/{file}" for part in WEIGHTS for file in ("config.json", "diffusion_pytorch_model.safetensors")),
+    *(f"{part}/{file}" for part in ("unet", "vae") for file in ("config.json", "diffusion_pytorch_model.safetensors")),
 )
 PATTERNS = ["*.json", "tokenizer/*", "text_encoder/model.safetensors", "*/diffusion_pytorch_model.safetensors"]
 VOCABULARY = ("tokenizer/vocab.json", "tokenizer/merges.txt")  # or both in tokenizer.json
@@ -64,13 +63,7 @@ class StableDiffusion:
     def guided(self, prompt: str, omega: float) -> diffusion.Model:
         """Return ``model(z_t, t)`` under classifier-free guidance towards a prompt, for a sampler."""
         y, null = self.embed(prompt), self.embed("")
-
-        def model(z_t: Tensor, t: Tensor) -> Tensor:
-            both = torch.cat([null, y]).repeat_interleave(len(z_t), dim=0)  # (2 b, L, d)
-            null_eps, eps = self.model(z_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            return dds.guided(null_eps, eps, omega)
-
-        return model
+        return lambda z_t, t: dds.predict(self.model, t, null, (z_t, y, omega))[0]
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Tensor:
@@ -112,43 +105,43 @@ class StableDiffusion:
 
 
 def load(
-    name: str | Path,
-    device: torch.device | str = "cpu",
-    dtype: str | None = None,
-    mode: str = "plain",
-    parameter: str = "weights",
+    name: str | Path, device: torch.device | str = "cpu", dtype: str | None = None, mode: str = "plain"
 ) -> StableDiffusion:
     """Load Stable Diffusion 1 or 2 from a folder in diffusers' layout, or by its id on the hub through the cache.
 
     Weights are in safetensors. `dtype` is that of the U-Net: float32 (default on a CPU), float16 (default on a GPU) or
     bfloat16; latents, autoencoder and text encoder are float32. `mode` says how the U-Net is run, see
-    `lib.jobs.stable_diffusion.fast_unet.prepare`. Messages call the model `parameter`.
+    `lib.jobs.stable_diffusion.fast_unet.prepare`.
     """
     from transformers import CLIPTextModel
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: '{dtype}' given; one of {', '.join(DTYPES)}")
     fast_unet.check_mode(mode, torch.device(device))  # before gigabytes are read
-    place = hub.place_of(str(name), parameter, PATTERNS, lambda found: not _missing(found), part=True)
+    place = hub.place_of(str(name), "weights", PATTERNS, lambda found: not _missing(found), part=True)
     if (place / "text_encoder_2").is_dir():
-        raise UserError(f"{parameter}: {name} has two text encoders; name Stable Diffusion 1 or 2")
+        raise UserError(f"weights: {name} has two text encoders; name Stable Diffusion 1 or 2")
     if missing := _missing(place):
         text = "expected Stable Diffusion in diffusers' layout, weights in safetensors"
-        raise UserError(f"{parameter}: {place} has no {', '.join(missing)}; {text}")
-    schedule, predicts = _noise_levels(place / "scheduler" / "scheduler_config.json", parameter)
+        raise UserError(f"weights: {place} has no {', '.join(missing)}; {text}")
+    levels = hub.read_json(place / "scheduler" / "scheduler_config.json", "weights")
+    predicts = levels.get("prediction_type", "epsilon") if "beta_schedule" in levels else levels.get("_class_name", "?")
+    if predicts not in PREDICTS:
+        raise UserError(f"weights: {name} predicts '{predicts}'; name a model with {' or '.join(PREDICTS)}")
+    schedule = diffusion.from_diffusers(DDIMScheduler.from_config(levels))
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    with reading(place, f"{parameter}: {hub.AGAIN}"):
+    with reading(place, f"weights: {hub.AGAIN}"):
         # The pipeline would fill what a file of the text encoder lacks with random numbers, so it is loaded before.
         loaded: Any = CLIPTextModel.from_pretrained(place / "text_encoder", output_loading_info=True)
         parts["text_encoder"], info = loaded
         if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
-            raise UserError(f"{parameter}: {place / 'text_encoder'} lacks {len(wrong)} of the weights; {hub.AGAIN}")
+            raise UserError(f"weights: {place / 'text_encoder'} lacks {len(wrong)} of the weights; {hub.AGAIN}")
         pipeline: Any = StableDiffusionPipeline.from_pretrained(place, use_safetensors=True, **parts)
     config = pipeline.unet.config
     channels, latent = config.in_channels, pipeline.vae.config.latent_channels
     if channels != latent or config.class_embed_type or config.addition_embed_type:
         text = f"a U-Net of {channels} channels for latents of {latent}, or conditions besides a prompt"
-        raise UserError(f"{parameter}: {name} has {text}; name Stable Diffusion 1 or 2, text to image")
+        raise UserError(f"weights: {name} has {text}; name Stable Diffusion 1 or 2, text to image")
     with enough_memory("dtype (float16 or bfloat16)"):
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
             torch.nn.Module.float(part)  # a folder may hold 16 bit
@@ -173,13 +166,3 @@ def _missing(place: Path) -> list[str]:
     """Return the files that a folder lacks; without a vocabulary the tokenizer would load, and know no words."""
     needed = FILES if (place / "tokenizer" / "tokenizer.json").is_file() else (*FILES, *VOCABULARY)
     return [file for file in needed if not (place / file).is_file()]
-
-
-def _noise_levels(path: Path, parameter: str) -> tuple[Schedule, str]:
-    """Return the schedule, and what the U-Net predicts."""
-    config = hub.read_json(path, parameter)
-    flow = "beta_schedule" not in config
-    predicts = config.get("_class_name", "?") if flow else config.get("prediction_type", "epsilon")
-    if predicts not in PREDICTS:
-        raise UserError(f"{parameter}: {path.parent} predicts '{predicts}'; name a model with {' or '.join(PREDICTS)}")
-    return diffusion.from_diffusers(DDIMScheduler.from_config(config)), predicts

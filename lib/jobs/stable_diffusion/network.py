@@ -21,6 +21,7 @@ from lib.record.files import UserError, reading, replacing, write_atomic
 
 CONFIG, INSTRUCTIONS, TRAINING = "unet/config.json", "instructions.safetensors", "training.json"
 CHUNK = 64  # images decoded at a time
+SAVE_EVERY = 1000  # iterations between checkpoints
 
 
 def save(student: DistilledNetwork, place: str | Path, training: Mapping[str, Any] | None = None) -> None:
@@ -71,7 +72,6 @@ def train_on_folder(
     size: int | None = None,
     held_out: float = 0.05,
     seed: int = 0,
-    save_every: int = 1000,
 ) -> Trained:
     """Train one network for several edits of a folder's images, with Stable Diffusion as the teacher (Fig. 6).
 
@@ -105,11 +105,10 @@ def train_on_folder(
     student = student_of(teacher.unet.unet, instructions).to(teacher.device)
     asked = {"source": source, "targets": dict(targets), "held_out": held_out}
     asked |= {"teacher": fingerprint(teacher.unet.unet), "images": fingerprint(images)}
-    checkpoints: dict[str, Any] = {"folder": out / "training", "save_every": save_every, "parameters": asked}
+    checkpoints: dict[str, Any] = {"folder": out / "training", "save_every": SAVE_EVERY, "parameters": asked}
     tasks = Tasks(y, teacher.embed(source), teacher.embed(""))
     with enough_memory("batch, or size, or take precision bf16"):
-        model, schedule = teacher.model, teacher.schedule
-        history = train_network(student, model, schedule, kept, tasks, settings, seed, **checkpoints)
+        history = train_network(student, teacher.model, teacher.schedule, kept, tasks, settings, seed, **checkpoints)
     save(student, out / "student", asdict(settings) | asked | {"seed": seed, "seconds": round(history.seconds, 1)})
     return Trained(student, kept, held, history)
 
@@ -119,15 +118,12 @@ def fingerprint(what: Any) -> str:
 
     A training that was begun with another one is refused by it, instead of being continued.
     """
-    digest = hashlib.sha256()
     if isinstance(what, nn.Module):
-        for value in what.parameters():
-            digest.update(value.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        marks = [value.detach().flatten()[:64].float().cpu().numpy().tobytes() for value in what.parameters()]
     else:
-        for file in folder.image_files(Path(what).expanduser()):
-            found = file.stat()
-            digest.update(f"{file.name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
+        found = [(file.name, file.stat()) for file in folder.image_files(Path(what).expanduser())]
+        marks = [f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode() for name, stat in found]
+    return hashlib.sha256(b"".join(marks)).hexdigest()[:16]
 
 
 def encoded(teacher: StableDiffusion, images: str | Path, size: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -124,18 +124,6 @@ def published(model: dds.Model, inputs: Inputs, omega: float = 7.5, autocast: to
     return z.detach()
 
 
-class Counted:
-    """A model `eps = model(z_t, t, y)` from a U-Net, that counts the images it is given."""
-
-    def __init__(self, unet: Callable[..., Any]) -> None:
-        self.unet, self.images = unet, 0
-
-    def __call__(self, z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Call the U-Net; (b, c, h, w)."""
-        self.images += len(z_t)
-        return self.unet(z_t, t, y).sample
-
-
 def measure(
     device: torch.device, iterations: int = 200, geometry: str = "sd15", mode: str | None = None, rounds: int = 3
 ) -> Speed:
@@ -144,51 +132,51 @@ def measure(
     `mode` is that of `lib.jobs.stable_diffusion.fast_unet.prepare`, for ours: `graph` on a GPU and `plain` on a CPU
     unless given. Times are medians over the rounds.
     """
-    on_gpu = device.type == "cuda"
     on_gpu, schedule = device.type == "cuda", diffusion.scaled_linear()
-    net = random_unet(geometry, device)
+    net: Any = random_unet(geometry, device)
     quick = prepare(copy.deepcopy(net), None, mode or ("graph" if on_gpu else "plain"))
     given = draw_inputs(geometry, iterations, device)
     empty = given._replace(y_hat=given.null)
-    results: dict[str, Tensor] = {}  # of each loop's first run, before the clock
-    firsts: dict[str, dict[str, Any]] = {}
 
-    def loop(name: str, inputs: Inputs) -> Callable[[], Tensor]:
-        ours = name.startswith("ours")
-        model = Counted(quick if ours else net)
+    loops = {"as published": (net, given), "ours": (quick, given), "ours, empty source prompt": (quick, empty)}
+    same = {"ours": "as published", "ours, empty source prompt": "published, empty source prompt"}
+    asked = {**loops, "published, empty source prompt": (net, empty)}  # the last for its result alone
+    results: dict[str, tuple[Tensor, int]] = {}  # the latent, and the evaluations it took
 
-        def run() -> Tensor:
-            if ours:
-                return fast.edit(model, schedule, *inputs[:4], iterations=iterations).z
-            return published(model, inputs, autocast=torch.float16 if on_gpu else None)
+    def edit(name: str) -> None:
+        unet, inputs = asked[name]
+        model = dds.Counted(lambda z_t, t, y: unet(z_t, t, y).sample)
+        if unet is quick:
+            z = fast.edit(model, schedule, *inputs[:4], iterations=iterations).z
+        else:
+            z = published(model, inputs, autocast=torch.float16 if on_gpu else None)
+        results[name] = z, model.images
 
+    firsts: dict[str, dict[str, float]] = {}  # of each loop's first run, before the clock
+    for name, (unet, _) in asked.items():
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) if on_gpu else 0
-        took = seconds(lambda: results.update({name: run()}), device)
-        firsts[name] = {"evaluations": model.images, "first run, seconds": took}
+        firsts[name] = {"first run, seconds": seconds(partial(edit, name), device)}
         if on_gpu:
-            weights = sum(p.numel() * p.element_size() for p in (quick.unet if ours else net).parameters())
+            weights = sum(p.numel() * p.element_size() for p in (quick.unet if unet is quick else net).parameters())
             firsts[name]["GB"] = (torch.cuda.max_memory_allocated(device) - before + weights) / 1024**3
-        return run
-
-    asked = {"as published": given, "ours": given, "ours, empty source prompt": empty}
-    runs = {name: loop(name, inputs) for name, inputs in asked.items()}
-    loop("published, empty source prompt", empty)  # for its result alone
-    same = {"ours": "as published", "ours, empty source prompt": "published, empty source prompt"}
     large = (8192, 16) if on_gpu else (512, 8)  # side of the matrices, and products of them
     products, done = matrix_products(device, *large, quick.dtype)
     products()  # the loops have run already
-    times = interleaved({"products": products, **runs}, rounds, device, warm_up=False)
+    runs: dict[str, Any] = {"products": products, **{name: partial(edit, name) for name in loops}}
+    times = interleaved(runs, rounds, device, warm_up=False)
     rate, each = done / statistics.median(times["products"]) / 1e12, operations(geometry) / 1e12
     rows: list[dict[str, Any]] = []
-    for name in runs:
-        took, work = statistics.median(times[name]), firsts[name]["evaluations"] * each
+    for name in loops:
+        took, (z, evaluations) = statistics.median(times[name]), results[name]
+        work = evaluations * each
         row: dict[str, Any] = {"loop": name, "seconds": took, "speedup": ratio(times["as published"], times[name])}
-        row |= {"TFLOP": work, "TFLOP/s": work / took, "share of matrix rate": work / took / rate, **firsts[name]}
+        row |= {"TFLOP": work, "TFLOP/s": work / took, "share of matrix rate": work / took / rate}
+        row |= {"evaluations": evaluations, **firsts[name]}
         if name in same:
-            expected = results[same[name]]
-            row["difference"] = float((results[name] - expected).norm() / (expected - given.z_hat).norm())
+            expected = results[same[name]][0]
+            row["difference"] = float((z - expected).norm() / (expected - given.z_hat).norm())
         rows.append(row)
     side = SCALE * GEOMETRIES[geometry]["sample_size"]
     words = f"{geometry}, {side} x {side}, {iterations} iterations, {quick.mode}, {quick.dtype}"

@@ -21,14 +21,8 @@ CROSS: dict[str, Any] = {
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     **{"cross_attention_dim": TEXT["hidden_size"], "attention_head_dim": 2, "layers_per_block": 1},
 }
-PLAIN: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-}
-LEVELS: dict[str, Any] = {
-    **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
-    **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-}
+PLAIN: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+LEVELS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
@@ -42,8 +36,9 @@ def tiny_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiff
         torch.manual_seed(seed)
         unet: Any = UNet2DConditionModel(SIZE // 2, **SMALL, **CROSS)
         vae: Any = AutoencoderKL(sample_size=SIZE, **SMALL, **PLAIN)
-        text = CLIPTextModel(CLIPTextConfig(**TEXT, **_vocabulary(tokenizer)))
-    scheduler = DDIMScheduler(prediction_type=prediction_type, **LEVELS)
+        text = CLIPTextModel(CLIPTextConfig(**_text(tokenizer)))
+    usual: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    scheduler = DDIMScheduler(prediction_type=prediction_type, **LEVELS, **usual)
     parts = (vae.eval(), text.eval(), tokenizer, unet.eval(), scheduler, None, None)  # no checker of safety
     pipeline: Any = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -61,21 +56,20 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
 
 
-def write_tiny_clip(folder: str | Path, seed: int = 0) -> Path:
+def write_tiny_clip(folder: str | Path) -> Path:
     """Save a CLIP of random weights in a folder that `lib.measures.clip.load` takes, and return the folder."""
     tokenizer = byte_tokenizer()
     vision = {**TEXT, "image_size": CLIP_SIZE, "patch_size": 8}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        text = {**TEXT, **_vocabulary(tokenizer)}
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=_text(tokenizer), vision_config=vision, projection_dim=8))
     sizes: Any = {"crop_size": {"height": CLIP_SIZE, "width": CLIP_SIZE}, "size": {"shortest_edge": CLIP_SIZE}}
     for part in (tokenizer, CLIPImageProcessor(**sizes), model):
         part.save_pretrained(folder)
     return Path(folder)
 
 
-def _vocabulary(tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    """Return what a text encoder must know of its tokenizer."""
+def _text(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """Return the settings of a text encoder, with what it must know of its tokenizer."""
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **special}
+    return {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length, **special}

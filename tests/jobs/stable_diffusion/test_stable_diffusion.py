@@ -258,17 +258,18 @@ def test_comparison_measures_each_picture(sd, image, tmp_path):
     found = zero_shot.compare(done, redrawn, "Igloo.", clip, lpips)
     model = perceptual.lpips_model("squeeze", random=True)
     expected = [model(done.input[None], x[None]).item() for x in (done.images[-1], *redrawn)]
-    assert found.lpips == pytest.approx([0, *expected], rel=1e-3)
+    assert found["lpips"].tolist() == pytest.approx([0, *expected], rel=1e-3)
     similar = clips.similarity(clip, torch.stack([done.input, done.images[-1], *redrawn]), "Igloo.").tolist()
-    assert found.clip == pytest.approx(similar, abs=1e-5)
+    assert found["clip"].tolist() == pytest.approx(similar, abs=1e-5)
 
 
 @pytest.mark.parametrize(("sdedit", "place"), [([0.1, 0.3, 0.4], 3), ([0.3, 0.1, 0.4], 2), ([0.1, 0.19, 0.15], 3)])
 def test_sdedit_is_matched_at_the_smallest_strength_that_reaches_the_text(sdedit, place):
-    found = zero_shot.Measured([0.05, 0.2, *sdedit], [0.0, 0.15, 0.1, 0.4, 0.5])
-    assert found.matched == place
-    assert found.lpips_gap == pytest.approx(found.lpips[place] - 0.15)
-    assert found.clip_gain == pytest.approx(0.15)
+    clip, lpips = torch.tensor([0.05, 0.2, *sdedit]), torch.tensor([0.0, 0.15, 0.1, 0.4, 0.5])
+    found = zero_shot.matched(clip, lpips)
+    assert found["reached"] == (max(sdedit) >= 0.2)
+    assert found["lpips_gap"].item() == pytest.approx(lpips[place].item() - 0.15)
+    assert found["clip_gain"].item() == pytest.approx(0.15)
 
 
 def test_images_of_every_kind_are_prepared(tmp_path, capsys, image):
@@ -374,9 +375,9 @@ def test_weights_that_are_not_there(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"weights: folder .*/none does not exist; name a folder"):
         stable_diffusion.load(tmp_path / "none")
     with pytest.raises(
-        UserError, match=r"teacher: .* has no .*unet/config.json, .* Stable Diffusion in diffusers' layout"
+        UserError, match=r"weights: .* has no .*unet/config.json, .* Stable Diffusion in diffusers' layout"
     ):
-        stable_diffusion.load(tmp_path, parameter="teacher")
+        stable_diffusion.load(tmp_path)
 
 
 def test_the_hubs_cache_is_enough(folders, monkeypatch, tmp_path):
