@@ -145,12 +145,16 @@ def measure(
 
     def edit(name: str) -> None:
         unet, inputs = asked[name]
-        model = dds.Counted(lambda z_t, t, y: unet(z_t, t, y).sample)
+
+        def model(z_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return unet(z_t, t, y).sample
+
         if unet is quick:
-            z = fast.edit(model, schedule, *inputs[:4], iterations=iterations).z
+            done = fast.edit(model, schedule, *inputs[:4], iterations=iterations)
+            results[name] = done.z, done.evaluations
         else:
             z = published(model, inputs, autocast=torch.float16 if on_gpu else None)
-        results[name] = z, model.images
+            results[name] = z, 4 * iterations
 
     firsts: dict[str, dict[str, float]] = {}  # of each loop's first run, before the clock
     for name, (unet, _) in asked.items():
