@@ -19,14 +19,7 @@ from lib.ground import folder as folders
 from lib.record.files import UserError
 
 DEFAULT = "openai/clip-vit-base-patch16"
-TEMPLATES = (
-    "{}",
-    "a photo of a {}",
-    "a picture of a {}",
-    "a drawing of a {}",
-    "a painting of a {}",
-    "a close-up of a {}",
-)
+TEMPLATES = ("{}", *(f"a {kind} of a {{}}" for kind in ("photo", "picture", "drawing", "painting", "close-up")))
 
 
 @dataclass(frozen=True)
@@ -43,9 +36,9 @@ class Clip:
         """Side of the images that the network takes."""
         return self.model.config.vision_config.image_size
 
-    def images(self, images: Tensor, batch: int = 64) -> Tensor:
+    def images(self, images: Tensor) -> Tensor:
         """Return unit features (n, d) of images (n, 3 or 1, h, w) in [-1, 1], with gradient if they have one."""
-        parts = [self._features(part) for part in images.split(batch)]
+        parts = [self._features(part) for part in images.split(64)]
         return F.normalize(torch.cat(parts), dim=1)
 
     def _features(self, images: Tensor) -> Tensor:
@@ -86,9 +79,9 @@ def load(name_or_folder: str = DEFAULT, device: torch.device | str = "cpu") -> C
 
 
 @torch.no_grad()
-def similarity(clip: Clip, images: Tensor, prompt: str, templates: Sequence[str] = ("{}",)) -> Tensor:
+def similarity(clip: Clip, images: Tensor, prompt: str) -> Tensor:
     """Return the cosine of each image (n, 3 or 1, h, w) in [-1, 1] with a prompt, shape (n,), on the CPU."""
-    return (clip.images(images) @ clip.text(prompt, templates)).cpu()
+    return (clip.images(images) @ clip.text(prompt, ("{}",))).cpu()
 
 
 def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) -> tuple[list[Path], Tensor]:
@@ -109,9 +102,7 @@ def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) 
     return [files[i] for i in order.tolist()], scores
 
 
-def toward(
-    clip: Clip, target: str, source: str, templates: Sequence[str] = TEMPLATES
-) -> Callable[[Tensor, Tensor], Tensor]:
+def toward(clip: Clip, target: str, source: str) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the objective of Asyrp (Kwon et al. 2023, Sec. 3): ``-log((2 - L_dir) / 2)``, mean over the images.
 
     ``L_dir = 1 - cos(change of the image feature, change of the text feature)`` is StyleGAN-NADA's loss (Gal et al.
@@ -120,7 +111,7 @@ def toward(
     """
     if target == source:
         raise UserError(f"target: '{target}' is also the source text; give two different ones")
-    text = F.normalize(clip.text(target, templates) - clip.text(source, templates), dim=0)
+    text = F.normalize(clip.text(target) - clip.text(source), dim=0)
 
     def objective(edited: Tensor, original: Tensor) -> Tensor:
         with torch.no_grad():

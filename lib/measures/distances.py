@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +19,11 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from lib.record.files import UserError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+with warnings.catch_warnings(action="ignore"):
     from cleanfid import downloads_helper, fid
     from cleanfid.inception_torchscript import InceptionV3W
 
+Features = Tensor | np.ndarray
 INCEPTION = "inception-2015-12-05.pt"
 ROWS = 1000  # rows of a block of distances
 
@@ -76,20 +75,15 @@ class PrecisionRecall(NamedTuple):
     recall: float  # share of real images inside the manifold of the generated ones
 
 
-def precision_recall(generated: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
+def precision_recall(generated: Features, real: Features, k: int = 3) -> PrecisionRecall:
     """Return precision and recall (Kynkäänniemi et al. 2019, Alg. 1) in features (n, d) and (m, d).
 
     The manifold of a set is the union of balls around its members, each as large as the distance to the member's k-th
     nearest neighbour in the set. Take equally many images of both sets: more images, smaller balls.
     """
-    if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
-        shapes = f"{tuple(generated.shape)} and {tuple(real.shape)}"
-        raise UserError(f"features of shapes {shapes}: give two sets (n, d) with equal d")
     if k < 1 or min(len(generated), len(real)) <= k:
         raise UserError(f"k: {k} given with {len(generated)} and {len(real)} images; each set needs more than k >= 1")
-    if not (generated.isfinite().all() and real.isfinite().all()):
-        raise UserError("features hold a value that is not finite; look at the images they come from")
-    a, b = generated.double(), real.to(generated.device).double()
+    a, b = (torch.from_numpy(x) for x in _checked(generated, real))
     return PrecisionRecall(_inside(a, b, k), _inside(b, a, k))
 
 
@@ -111,33 +105,30 @@ class FolderDistances(NamedTuple):
 
 
 def folder_distances(
-    generated: str | Path, reference: str | Path, device: torch.device | str = "cpu", batch: int = 64, seed: int = 0
+    generated: str | Path, reference: str | Path, device: torch.device | str = "cpu", seed: int = 0
 ) -> FolderDistances:
     """Return FID and KID of two folders of images by clean-fid with its own Inception, as its default mode has them.
 
     Every image is resized to 299 x 299 by Pillow's bicubic filter, which does not alias; features are computed once for
     both numbers. KID averages over 100 subsets of up to 1,000 images each, drawn with `seed`.
     """
-    for folder in (generated, reference):
-        _check_folder(Path(folder))
+    for folder in map(Path, (generated, reference)):
+        found = sum(path.suffix.lower()[1:] in fid.EXTENSIONS for path in folder.rglob("*"))
+        if found < 2:
+            raise UserError(f"folder {folder}: {found} images found; FID and KID need two, and better 2,048 or more")
     model = inception(device)
-    a, b = (folder_features(folder, model, device, batch) for folder in (generated, reference))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # clean-fid passes scipy an argument that is deprecated
+    a, b = (folder_features(folder, model, device) for folder in (generated, reference))
+    with warnings.catch_warnings(action="ignore"):  # clean-fid passes scipy an argument that is deprecated
         frechet = float(fid.fid_from_feats(a, b))
-    line = protocol(
-        "FID and KID by clean-fid",
-        {"generated": len(a), "reference": len(b)},
-        "Inception 2015-12-05, 2,048",
-        "bicubic 299",
-        KID=f"100 subsets of up to {min(1000, len(a), len(b))}, seed {seed}",
-    )
+    sets = {"generated": len(a), "reference": len(b)}
+    subsets = f"100 subsets of up to {min(1000, len(a), len(b))}, seed {seed}"
+    line = protocol("FID and KID by clean-fid", sets, "Inception 2015-12-05, 2,048", "bicubic 299", KID=subsets)
     return FolderDistances(frechet, kernel_distance(a, b, subsets=100, size=1000, seed=seed), line, (a, b))
 
 
-def folder_features(folder: str | Path, model: Any, device: torch.device | str = "cpu", batch: int = 64) -> np.ndarray:
+def folder_features(folder: str | Path, model: Any, device: torch.device | str) -> np.ndarray:
     """Return clean-fid's features (n, 2048) of a folder's images, float64, by `model` from :func:`inception`."""
-    options = {"num_workers": 0, "batch_size": batch, "device": torch.device(device), "verbose": False}
+    options = {"num_workers": 0, "batch_size": 64, "device": torch.device(device), "verbose": False}
     return fid.get_folder_features(str(folder), model, mode="clean", **options).astype(np.float64)
 
 
@@ -149,8 +140,7 @@ def inception(device: torch.device | str = "cpu") -> Any:
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), progress=False)  # complete or not at all
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file is TorchScript, whose loader is deprecated
+        with warnings.catch_warnings(action="ignore"):  # the file is TorchScript, whose loader is deprecated
             return InceptionV3W(str(folder), download=False).to(device).eval()
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -160,13 +150,6 @@ def inception(device: torch.device | str = "cpu") -> Any:
         ) from None
 
 
-def _check_folder(folder: Path) -> None:
-    endings = {ending.lower() for ending in fid.EXTENSIONS}
-    found = sum(path.suffix.lower()[1:] in endings for path in folder.rglob("*")) if folder.is_dir() else 0
-    if found < 2:
-        raise UserError(f"folder {folder}: {found} images found; FID and KID need two, and better 2,048 or more")
-
-
 def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return the root-mean-square pixel distance of each image to its nearest reference image, and its index, (n,)."""
     a, b = images.flatten(1), reference.flatten(1)
@@ -174,37 +157,37 @@ def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return distance / a.shape[1] ** 0.5, index
 
 
-def frechet_distance(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -> float:
+def frechet_distance(first: Features, second: Features) -> float:
     """Return the Frechet distance of Gaussians fitted to two sets of features (n, d), by clean-fid.
 
     A small multiple of the identity is added to both covariances, because features that are always equal (or fewer
     images than features) make them singular and the matrix square root inaccurate.
     """
-    a, b = _checked(features_a, features_b)
+    a, b = _checked(first, second)
     covariances = [np.cov(x, rowvar=False) for x in (a, b)]
     ridge = 1e-6 * max(np.trace(c) for c in covariances) / a.shape[1] + 1e-12
     covariances = [c + ridge * np.eye(len(c)) for c in covariances]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # clean-fid passes scipy an argument that is deprecated
+    with warnings.catch_warnings(action="ignore"):  # clean-fid passes scipy an argument that is deprecated
         distance = fid.frechet_distance(a.mean(0), covariances[0], b.mean(0), covariances[1])
     return max(float(distance), 0.0)
 
 
-def kernel_distance(
-    features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray, subsets: int = 50, size: int = 500, seed: int = 0
-) -> float:
-    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of two sets of features (n,
-    d).
+def kernel_distance(first: Features, second: Features, subsets: int = 50, size: int = 500, seed: int = 0) -> float:
+    """Return the kernel distance (cubic polynomial kernel, unbiased, so it can be below 0) of features (n, d).
 
     The mean over `subsets` random subsets of up to `size` rows, drawn with `seed`.
     """
-    a, b = _checked(features_a, features_b)
-    with _numpy_seed(seed):
+    a, b = _checked(first, second)
+    state = np.random.get_state()
+    np.random.seed(seed)  # clean-fid draws from numpy's global generator
+    try:
         return fid.kernel_distance(a, b, num_subsets=subsets, max_subset_size=size)
+    finally:
+        np.random.set_state(state)
 
 
-def _checked(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, np.float64) for x in (features_a, features_b))
+def _checked(first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, np.float64) for x in (first, second))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise UserError(f"features of shapes {a.shape} and {b.shape}: give two sets (n, d) with n >= 2 and equal d")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -212,18 +195,7 @@ def _checked(features_a: Tensor | np.ndarray, features_b: Tensor | np.ndarray) -
     return a, b
 
 
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which clean-fid draws from, and put its state back."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-
-
-def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> float:
+def gain_at_equal_realism(ours: Tensor, other: Tensor) -> float:
     """Return how much more agreement one trade-off curve has than another at the same realism.
 
     Curves are checkpoints (k, 2), realism and agreement, in any order, interpolated linearly; the difference is
@@ -233,5 +205,5 @@ def gain_at_equal_realism(ours: Tensor, other: Tensor, points: int = 101) -> flo
     low, high = max(x[0], u[0]), min(x[-1], u[-1])
     if low > high:
         return math.nan
-    grid = np.linspace(low, high, points)
+    grid = np.linspace(low, high, 101)
     return float((np.interp(grid, x, y) - np.interp(grid, u, v)).mean())

@@ -13,6 +13,7 @@ import urllib.error
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +68,7 @@ class Embedding:
         return torch.cat(parts, dim=1)  # (b, D)
 
 
-def lpips_features(
-    net: str = "vgg", size: int = 256, device: torch.device | str = "cpu", random: bool = False
-) -> Embedding:
+def lpips_features(net: str, size: int = 256, device: torch.device | str = "cpu", random: bool = False) -> Embedding:
     """Return the embedding of LPIPS itself, version 0.1: trunk and heads of the `lpips` package (BSD-2-Clause).
 
     The trunk is vgg (as Intra-LPIPS has it), alex or squeeze. Images of another size are resized (bilinear,
@@ -92,14 +91,14 @@ def lpips_features(
     return Embedding(name, layers, heads, torch.device(device))
 
 
-def lpips_model(net: str = "vgg", random: bool = False) -> Any:
+def lpips_model(net: str, random: bool = False) -> Any:
     """Return the `lpips` package's own module, see :func:`lpips_features`."""
     import lpips
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net]
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # the package uses a former option of torchvision
+        # Ignored is that the package uses a former option of torchvision.
+        with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return lpips.LPIPS(net=net, pnet_rand=random, verbose=False).eval().requires_grad_(False)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
@@ -116,18 +115,17 @@ def pairwise_lpips(z: Tensor, other: Tensor | None = None) -> Tensor:
     It is |a|^2 + |b|^2 - 2 a.b in float64, where the distance of nearly equal images keeps its digits, a block of
     columns at a time.
     """
-    same = other is None
-    b_all = z if other is None else other.to(z.device)
-    product = z.new_zeros(len(z), len(b_all), dtype=torch.float64)
-    squares = [z.new_zeros(len(x), dtype=torch.float64) for x in (z, b_all)]
-    columns = max(BLOCK // (len(z) + len(b_all)), 64)
-    for a, b in zip(z.split(columns, dim=1), b_all.split(columns, dim=1), strict=True):
-        a, b = a.double(), b.double()
+    others = z if other is None else other
+    product = z.new_zeros(len(z), len(others), dtype=torch.float64)
+    squares = [z.new_zeros(len(x), dtype=torch.float64) for x in (z, others)]
+    columns = max(BLOCK // (len(z) + len(others)), 64)
+    for parts in zip(z.split(columns, dim=1), others.split(columns, dim=1), strict=True):
+        a, b = (part.double() for part in parts)
         product += a @ b.T
         squares[0] += a.square().sum(1)
         squares[1] += b.square().sum(1)
     distance = (squares[0][:, None] + squares[1] - 2 * product).clamp(min=0)  # (n, m)
-    return distance.fill_diagonal_(0) if same else distance
+    return distance.fill_diagonal_(0) if other is None else distance
 
 
 class IntraLPIPS(NamedTuple):
@@ -139,7 +137,6 @@ class IntraLPIPS(NamedTuple):
     value: float  # mean over clusters; NaN if none has a pair
     spread: float  # population standard deviation over clusters, not over runs
     counts: tuple[int, ...]  # samples of each training image's cluster, before the cap
-    nonempty: int  # clusters with a sample; a pair takes two
     protocol: str  # what to write beside the number
 
 
@@ -164,33 +161,33 @@ def intra_lpips(
     """
     z_training = embedding(training)
     generator = np.random.default_rng(seed)
-    sums, counts = _Sums(z_training), [0] * len(z_training)
-    kept: list[list[tuple[float, Tensor]]] = [[] for _ in counts]  # per cluster: priority, image
+    k = len(z_training)
+    sums, counts = _Sums(z_training), torch.zeros(k, dtype=torch.long)
+    kept: list[list[tuple[float, Tensor]]] = [[] for _ in range(k)]  # per cluster: priority, image
     for images in batches:
         z = embedding(images, batch=max(len(images), 1))
         distance, cluster = pairwise_lpips(z, z_training).min(1)
-        priority = generator.random(len(images))
+        counts += cluster.bincount(minlength=k).cpu()
         if cap is None:
             sums.add(z, distance, cluster)
-        for j, i in enumerate(cluster.tolist()):
-            counts[i] += 1
-            if cap is not None:
-                kept[i] = sorted([*kept[i], (priority[j], images[j])], key=lambda entry: entry[0])[:cap]
-    for i, entries in enumerate(kept):
-        for start in range(0, len(entries), 8):
-            z = embedding(torch.stack([image for _, image in entries[start : start + 8]]))
-            own = torch.full((len(z),), i, device=z.device)
-            sums.add(z, pairwise_lpips(z, z_training[i : i + 1])[:, 0], own)
+            continue
+        for i, priority, image in zip(cluster.tolist(), generator.random(len(images)), images, strict=True):
+            kept[i] = sorted([*kept[i], (priority, image)], key=itemgetter(0))[:cap]
+    for i, members in enumerate(kept):
+        for start in range(0, len(members), 8):
+            z = embedding(torch.stack([image for _, image in members[start : start + 8]]))
+            distance = pairwise_lpips(z, z_training[i : i + 1])[:, 0]
+            sums.add(z, distance, torch.full((len(z),), i, device=z.device))
     means = sums.means()
     if not means.isfinite().all():
         raise UserError("embeddings hold a value that is not finite; look at the images they come from")
-    members = f"at most {cap} random members a cluster (seed {seed})" if cap else "all members of a cluster"
+    counted = f"at most {cap} random members a cluster (seed {seed})" if cap else "all members of a cluster"
     protocol = (
-        f"Intra-LPIPS, {embedding.name}: {sum(counts)} samples, {len(counts)} training images, {members}, "
-        f"{len(counts) - len(means)} of {len(counts)} clusters without a pair left out"
+        f"Intra-LPIPS, {embedding.name}: {counts.sum()} samples, {k} training images, {counted}, "
+        f"{k - len(means)} of {k} clusters without a pair left out"
     )
     value, spread = (means.mean().item(), means.std(correction=0).item()) if len(means) else (math.nan, math.nan)
-    return IntraLPIPS(value, spread, tuple(counts), sum(n > 0 for n in counts), protocol)
+    return IntraLPIPS(value, spread, tuple(counts.tolist()), protocol)
 
 
 class _Sums:

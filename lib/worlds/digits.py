@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -54,10 +54,8 @@ class CoarseGap(NamedTuple):
 def handwritten(size: int = 16) -> Digits:
     """Return the 1,797 handwritten digits of the UCI set in scikit-learn (8x8), enlarged bicubically if asked."""
     native, labels = _native()
-    images = native[:, None]  # (n, 1, 8, 8)
-    if _checked(size) != 8:
-        images = F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False)  # (n, 1, size, size)
-    return Digits(images.clamp(0, 1) * 2 - 1, labels.clone())
+    images = F.interpolate(native[:, None], size=_checked(size), mode="bicubic")  # (n, 1, size, size)
+    return Digits(images.clamp(0, 1) * 2 - 1, labels)
 
 
 def printed(size: int = 16, variants: int = 10) -> Digits:
@@ -66,10 +64,7 @@ def printed(size: int = 16, variants: int = 10) -> Digits:
     Each image takes a random handwritten digit of its class as a template: the glyph is moved, scaled and slanted until
     its centre and second moments are the template's, and its strokes are widened or thinned until it has as much ink.
     """
-    if variants < 1:
-        raise UserError(f"variants = {variants}: give 1 or more images a font and digit")
-    digits = _printed(_checked(size), variants)
-    return Digits(digits.images.clone(), digits.labels.clone())
+    return Digits(*(part.clone() for part in _printed(_checked(size), variants)))
 
 
 def plain(size: int = 16) -> Digits:
@@ -80,11 +75,10 @@ def plain(size: int = 16) -> Digits:
     return Digits(F.interpolate(images, size=_checked(size), mode="area") * 2 - 1, labels)  # (210, 1, size, size)
 
 
-def split(digits: Digits, fraction: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]:
-    """Split at random into training and held-out part, the latter `fraction` of each class."""
-    kept, held = train_test_split(
-        np.arange(len(digits.labels)), test_size=fraction, random_state=seed, stratify=digits.labels.numpy()
-    )
+def split(digits: Digits) -> tuple[Digits, Digits]:
+    """Split at random, always alike, into training and held-out part, the latter a fifth of each class."""
+    numbers, labels = np.arange(len(digits.labels)), digits.labels.numpy()
+    kept, held = train_test_split(numbers, test_size=0.2, random_state=0, stratify=labels)
     return select(digits, torch.from_numpy(kept)), select(digits, torch.from_numpy(held))
 
 
@@ -106,14 +100,9 @@ def limited(digits: Digits, n: int = 100, classes: Sequence[int] = KEPT, seed: i
     return select(digits, torch.cat(chosen))
 
 
-def coarse(images: Tensor) -> Tensor:
-    """Return the 4x4-block means of images (n, 1, size, size) in [-1, 1] as (n, 16) in [0, 1]."""
-    return (F.adaptive_avg_pool2d(images, 4).flatten(1) + 1) / 2  # (n, 16)
-
-
 def coarse_gap(first: Tensor, second: Tensor) -> CoarseGap:
     """Compare two sets of images (n, 1, size, size) in [-1, 1] at 4x4 resolution; `first` is the reference."""
-    a, b = coarse(first), coarse(second)
+    a, b = ((F.adaptive_avg_pool2d(images, 4).flatten(1) + 1) / 2 for images in (first, second))  # (n, 16)
     spread = b.std(0).square().mean().sqrt() / a.std(0).square().mean().sqrt() - 1
     return CoarseGap((a.mean(0) - b.mean(0)).abs().max().item(), spread.item())
 
@@ -127,8 +116,8 @@ def _checked(size: int) -> int:
 
 def _native() -> tuple[Tensor, Tensor]:
     """Return the handwritten digits as (1797, 8, 8) in [0, 1] and their labels."""
-    bunch = load_digits()
-    return torch.tensor(bunch.images / 16, dtype=torch.float32), torch.tensor(bunch.target, dtype=torch.long)
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 8, 8), torch.from_numpy(labels)
 
 
 @lru_cache(maxsize=4)
@@ -156,8 +145,7 @@ def _outline(font: str, digit: int) -> np.ndarray:
     sheet = Image.new("L", (DRAWN, DRAWN))
     ImageDraw.Draw(sheet).text((DRAWN / 2, DRAWN / 2), str(digit), font=face, fill=255, anchor="mm")
     left, top, right, bottom = sheet.getbbox() or (0, 0, DRAWN, DRAWN)
-    moved = Image.new("L", (DRAWN, DRAWN))
-    moved.paste(sheet.crop((left, top, right, bottom)), ((DRAWN - right + left) // 2, (DRAWN - bottom + top) // 2))
+    moved = ImageChops.offset(sheet, (DRAWN - left - right) // 2, (DRAWN - top - bottom) // 2)
     return np.asarray(moved) > 127
 
 
@@ -199,8 +187,7 @@ def _laid_out(glyph: np.ndarray, frames: Tensor, slant: Tensor, ink: Tensor, siz
     field = torch.tensor(distance, dtype=torch.float32).expand(n, 1, DRAWN, DRAWN)
     field = F.grid_sample(field, grid, padding_mode="border", align_corners=False)  # (n, 1, side, side)
     ranked = field.flatten(1).sort(dim=1, descending=True).values
-    level = ranked[torch.arange(n), (ink * side**2).long()]  # the share `ink` of the pixels lies above it
-    level = level.clamp(max=THINNED)
+    level = ranked[torch.arange(n), (ink * side**2).long()].clamp(max=THINNED)  # the share `ink` lies above it
     pixel = torch.linalg.det(theta[:, :2, :2]).sqrt() * DRAWN / side  # drawn pixels under one output pixel
     sharp = (field - level.view(-1, 1, 1, 1)) / pixel.float().view(-1, 1, 1, 1) + 0.5
     return F.avg_pool2d(sharp.clamp(0, 1), side // size)  # (n, 1, size, size)

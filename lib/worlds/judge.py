@@ -8,39 +8,40 @@ Inception, so values compare runs of this companion and nothing else.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.ground.train import train
 from lib.measures.perceptual import Embedding
-from lib.record.files import UserError, reading, write_atomic
+from lib.record.files import UserError, reading
 from lib.worlds import digits as data
 
 PRINTED, HANDWRITTEN = 0, 1  # domain labels
+FILE = "model.safetensors"
+BATCH = 32  # training images of each domain
 NOISE = 0.15  # largest standard deviation of the noise on training images: generated images are never quite clean
 
 
 class Classifier(nn.Module):
     """Small convolutional network with two heads, which digit and which domain, for images of side `size`."""
 
-    def __init__(self, size: int = 16, width: int = 16) -> None:
+    def __init__(self, size: int = 16) -> None:
         super().__init__()
-        self.size, self.width = size, width
-        d = 4 * width
+        self.size = size
         self.body = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2), nn.GroupNorm(4, 2 * width), nn.SiLU(),
-            nn.Conv2d(2 * width, d, 3, padding=1, stride=2), nn.GroupNorm(4, d), nn.SiLU(),
-            nn.Flatten(), nn.Linear(d * (size // 4) ** 2, d), nn.SiLU(),
+            nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(16, 32, 3, padding=1, stride=2), nn.GroupNorm(4, 32), nn.SiLU(),
+            nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.GroupNorm(4, 64), nn.SiLU(),
+            nn.Flatten(), nn.Linear(64 * (size // 4) ** 2, 64), nn.SiLU(),
         )  # fmt: skip
-        self.digit, self.domain = nn.Linear(d, 10), nn.Linear(d, 2)
+        self.digit, self.domain = nn.Linear(64, 10), nn.Linear(64, 2)
 
     def features(self, images: Tensor) -> Tensor:
         """Return features (n, d) of images (n, 1, size, size) in [-1, 1]."""
@@ -60,28 +61,21 @@ class Verdicts(NamedTuple):
     features: Tensor  # (n, d)
 
 
-def train_classifier(
-    size: int = 16,
-    steps: int = 400,
-    batch: int = 64,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    folder: Path | None = None,
-) -> Classifier:
+def train_classifier(size: int, steps: int, seed: int, device: torch.device | str, folder: Path | None) -> Classifier:
     """Train a classifier on the training parts of both domains, with noise and shifts of up to one pixel."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(size).to(device)
     parts = [data.split(source(size))[0] for source in (data.printed, data.handwritten)]
+    domains = torch.tensor([PRINTED, HANDWRITTEN]).repeat_interleave(BATCH)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(steps, 1), eta_min=1e-4)
 
     def sample(generator: torch.Generator) -> list[Tensor]:
-        chosen = [torch.randint(len(part.labels), (batch // 2,), generator=generator) for part in parts]
-        images = torch.cat([part.images[i] for part, i in zip(parts, chosen, strict=True)])  # (batch, 1, size, size)
-        digits = torch.cat([part.labels[i] for part, i in zip(parts, chosen, strict=True)])
-        domains = torch.arange(2).repeat_interleave(batch // 2)
-        return [_augmented(images, generator).to(device), digits.to(device), domains.to(device)]
+        chosen = [torch.randint(len(part.labels), (BATCH,), generator=generator) for part in parts]
+        drawn = [data.select(part, index) for part, index in zip(parts, chosen, strict=True)]
+        images, digits = (torch.cat(tensors) for tensors in zip(*drawn, strict=True))
+        return [part.to(device) for part in (_augmented(images, generator), digits, domains)]
 
     def step(drawn: list[Tensor]) -> dict[str, Tensor]:
         images, digits, domains = drawn
@@ -100,25 +94,23 @@ def train_classifier(
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each image by up to one pixel and add noise of a random strength."""
-    n = len(images)
     shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-    level = NOISE * torch.rand(n, 1, 1, 1, generator=generator)
+    level = NOISE * torch.rand(len(images), 1, 1, 1, generator=generator)
     return images.roll(shift, dims=(2, 3)) + level * torch.randn(images.shape, generator=generator)
 
 
-def save_classifier(classifier: Classifier, path: Path) -> None:
-    """Write the weights as one safetensors file, atomically, with the size in its header."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
-    meta = json.dumps({"size": classifier.size, "width": classifier.width})
-    write_atomic(path, save(tensors, metadata={"classifier": meta}))
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write the weights into a folder, as one safetensors file with the size in its header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(classifier.state_dict(), folder / FILE, {"classifier": json.dumps({"size": classifier.size})})
 
 
-def load_classifier(path: Path, device: torch.device | str = "cpu") -> Classifier:
-    """Read a classifier written by `save_classifier`."""
+def load_classifier(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """Read the classifier that `save_classifier` left in a folder."""
+    path = Path(folder) / FILE
     with reading(path, "delete it and run the notebook 50_source, or name another folder"):
-        with safe_open(str(path), framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["classifier"])
-        classifier = Classifier(**meta)
+        with safe_open(path, framework="pt") as file:
+            classifier = Classifier(json.loads(file.metadata()["classifier"])["size"])
         classifier.load_state_dict(load_file(path))
     return classifier.to(device).eval()
 
@@ -165,23 +157,16 @@ def digit_features(judge: Classifier) -> Embedding:
 
     Nobody has compared its distances with human eyes; the layers weigh the same. Label numbers "digit features".
     """
-    device = next(judge.parameters()).device
 
     def layers(images: Tensor) -> list[Tensor]:
         if images.shape[1:] != (1, judge.size, judge.size):
             found, wanted = " x ".join(map(str, images.shape[1:])), f"1 x {judge.size} x {judge.size}"
             raise UserError(f"images of {found} given; the classifier behind the digit features takes {wanted}")
-        return list(_activations(judge.body, images))
+        activations = []
+        for layer in judge.body[:-3]:  # those before the images become rows
+            images = layer(images)
+            activations += [images] if isinstance(layer, nn.SiLU) else []
+        return activations
 
-    equal = [torch.ones(1, device=device)] * 3
-    return Embedding(f"digit features {judge.size} px", layers, equal, device)
-
-
-def _activations(body: nn.Sequential, x: Tensor) -> Iterator[Tensor]:
-    """Outputs of the activation functions that are still images."""
-    for layer in body:
-        x = layer(x)
-        if x.ndim < 4:
-            return
-        if isinstance(layer, nn.SiLU):
-            yield x
+    device = next(judge.parameters()).device
+    return Embedding(f"digit features {judge.size} px", layers, [torch.ones(1, device=device)] * 3, device)

@@ -49,7 +49,6 @@ samples: PositiveInt = 100  # samples a set
 sampling_steps: PositiveInt = 40  # sampling steps
 
 # %% tags=["hide-input"]
-import numpy as np
 import torch
 
 from lib.ground import diffusion, nets
@@ -64,17 +63,14 @@ p = run.parameters
 # ### The two domains
 
 # %%
+# NBVAL_CHECK_OUTPUT
 handwritten, printed, plain = data.handwritten(p.size), data.printed(p.size), data.plain(p.size)
 printed_train, printed_held = data.split(printed)
 handwritten_train, handwritten_held = data.split(handwritten)
-
-# %%
-# NBVAL_CHECK_OUTPUT
 print(f"{len(handwritten.labels)} handwritten, {len(printed.labels)} printed from {len(data.FONTS)} fonts")
 print(f"held out: {len(handwritten_held.labels)} handwritten, {len(printed_held.labels)} printed")
 print("printed images a digit:", torch.bincount(printed.labels).tolist())
 print("classes of the biased target:", data.limited(handwritten).labels.unique().tolist())
-
 
 # %% tags=["hide-input"]
 gap = data.coarse_gap(handwritten.images, printed.images)
@@ -85,7 +81,6 @@ for name, g in (("matched", gap), ("plain", gap_plain)):
     means, spreads = run.text(f"gap_mean_{name}"), run.text(f"gap_spread_{name}")
     print(f"{name}: block means differ by up to {means}, spreads by {spreads}")
 
-# %% tags=["hide-input"]
 shown = [(handwritten, 0), (handwritten, 9), (handwritten, 21), (printed, 3), (printed, 97), (printed, 171), (plain, 3)]
 rows = [digits.images[digits.labels == k][offset] for digits, offset in shown for k in range(10)]
 labels = ["handwritten", "", "", "printed", "", "", "not matched"]
@@ -115,77 +110,64 @@ for domain, (name, digits) in enumerate(held.items()):
 # %%
 settings = {name: getattr(p, name) for name in ("size", "channels", "steps", "batch", "lr", "ema", "seed")}
 unet, schedule = sources.source_model(run.artefacts / "source", **settings, device=run.device)
-seconds = sources.seconds(run.artefacts / "source")
-print(f"{nets.parameter_count(unet) / 1e6:.2f} million parameters, trained in {seconds:.0f} s")
+million, seconds = nets.parameter_count(unet) / 1e6, sources.seconds(run.artefacts / "source")
+print(f"{million:.2f} million parameters, trained in {seconds:.0f} s")
 
 # %%
 sets = [sources.samples(unet, schedule, p.samples, s, p.sampling_steps) for s in run.seed_list]
 verdicts = [metrics.judge(judge, images) for images in sets]
 features = {name: metrics.judge(judge, digits.images).features for name, digits in held.items()}
-half = metrics.judge(judge, printed_train.images[: len(printed_held.labels)]).features
 
 # %% [markdown]
 # ## Result
 # Matching the layout brings the two domains together at 4x4 resolution, where glyphs as a font draws them are far
 # apart. The first table says how often the judge is right on images it was not trained on; then the samples of the
 # source are judged: are they printed, are all digits there, how far are they from held-out digits?
+#
+# The last two rows are of the same model sampled deterministically, by DDIM from the first set's noise, with every
+# estimate of the clean image clamped (and the noise derived from it again) or not. This matters to experiments that
+# compare two models from equal noise.
 
 # %% tags=["hide-input"]
 run.table("judge", table)
-
-# %% tags=["hide-input"]
-distances = [frechet_distance(v.features, features["printed"]) for v in verdicts]
-run.number("frechet", distances)
-run.number("printed_share", [100 * metrics.realism(v, 0) for v in verdicts], "%")
-floor = frechet_distance(half, features["printed"])
-ceiling = frechet_distance(features["handwritten"], features["printed"])
-samples = f"{p.seeds} sets of {p.samples} samples"
-quality = [{"images": samples, "printed": run.text("printed_share"), "Frechet distance": run.text("frechet")}]
-quality += [{"images": "as many training images", "printed": "", "Frechet distance": f"{floor:.3g}"}]
-quality += [{"images": "handwritten digits", "printed": "", "Frechet distance": f"{ceiling:.3g}"}]
-
-# %% [markdown]
-# The same model sampled deterministically, by DDIM from the first set's noise, with every estimate of the clean image
-# clamped (and the noise derived from it again) or not. This matters to experiments that compare two models from equal
-# noise.
-
-# %% tags=["hide-input"]
+run.number("frechet", [frechet_distance(v.features, features["printed"]) for v in verdicts])
+run.number("printed_share", [100 * metrics.realism(v, metrics.PRINTED) for v in verdicts], "%")
+half = metrics.judge(judge, printed_train.images[: len(printed_held.labels)]).features
+floor, ceiling = (frechet_distance(x, features["printed"]) for x in (half, features["handwritten"]))
+quality = {f"{p.seeds} sets of {p.samples} samples": (run.text("printed_share"), run.text("frechet"))}
+quality |= {"as many training images": ("", f"{floor:.3g}"), "handwritten digits": ("", f"{ceiling:.3g}")}
 noise = torch.randn(sets[0].shape, generator=torch.Generator().manual_seed(p.seed)).to(run.device)
 for name, clip in (("clamped", True), ("free", False)):
-    x = diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, p.sampling_steps, clip=clip)
-    v = metrics.judge(judge, x)
-    distance = f"{frechet_distance(v.features, features['printed']):.3g}"
-    share = f"{100 * metrics.realism(v, 0):.3g} %"
-    quality += [{"images": f"{p.samples} samples by DDIM, {name}", "printed": share, "Frechet distance": distance}]
-run.table("Frechet distance to held-out printed digits", quality)
+    v = metrics.judge(judge, diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, p.sampling_steps, clip=clip))
+    share, distance = 100 * metrics.realism(v, metrics.PRINTED), frechet_distance(v.features, features["printed"])
+    quality[f"{p.samples} samples by DDIM, {name}"] = f"{share:.3g} %", f"{distance:.3g}"
+rows = [{"images": name, "printed": share, "Frechet distance": far} for name, (share, far) in quality.items()]
+run.table("Frechet distance to held-out printed digits", rows)
 
 # %% [markdown]
 # Does the source repeat its training images? We compare the distance (root mean square over pixels) from each sample
 # to the nearest training image with that from held-out printed digits, which were drawn from the same fonts.
 
 # %% tags=["hide-input"]
-to_training = [nearest(images, printed_train.images)[0] for images in sets]
+to_training = torch.stack([nearest(images, printed_train.images)[0] for images in sets])  # (seeds, samples)
 usual = nearest(printed_held.images, printed_train.images)[0]
-copies = [100 * (d < usual.quantile(0.01)).float().mean().item() for d in to_training]
-run.number("copies", copies, "%")
-print(f"distance to the nearest training image: samples {np.mean([d.mean() for d in to_training]):.3f},")
+run.number("copies", 100 * (to_training < usual.quantile(0.01)).float().mean(1).double(), "%")
+print(f"distance to the nearest training image: samples {to_training.mean():.3f},")
 print(f"held-out digits {usual.mean():.3f}; nearer than 99 % of these: {run.text('copies')} of the samples")
 
 # %% tags=["hide-input"]
 shares = 100 * torch.stack([metrics.histogram(v) for v in verdicts])  # (seeds, 10)
 run.table("digits", [{"digit": k, "share of samples (%)": shares[:, k].mean().item()} for k in range(10)])
-
-# %% tags=["hide-input"]
-shown = sets[0][:20]
+shown = sets[0][: 20 if p.samples >= 20 else 10]
 closest = printed_train.images[nearest(shown, printed_train.images)[1]]
-pairs = torch.cat([shown[:10], closest[:10], shown[10:], closest[10:]]) if len(shown) == 20 else shown
-labels = ["sample", "nearest", "sample", "nearest"] if len(shown) == 20 else None
+pairs = torch.cat([row for pair in zip(shown.split(10), closest.split(10), strict=True) for row in pair])
 alt = (
     f"{len(shown)} samples of the source model, each above the nearest training image; on average "
-    f"{np.mean(distances):.0f} in Frechet distance from held-out printed digits, handwritten digits being "
+    f"{run.numbers['frechet']['mean']:.0f} in Frechet distance from held-out printed digits, handwritten digits being "
     f"{ceiling:.0f} away."
 )
-figures.show(run, "samples", lambda: figures.image_grid(pairs, 10, row_labels=labels), alt=alt, kind="png")
+grid = {"ncols": min(len(shown), 10), "row_labels": ["sample", "nearest"] * 2}
+figures.show(run, "samples", lambda: figures.image_grid(pairs, **grid), alt=alt, kind="png")
 
 # %% [markdown]
 # ## Limits

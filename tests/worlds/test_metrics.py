@@ -13,7 +13,7 @@ from tests.rounding import assert_same
 
 @pytest.fixture(scope="module")
 def judge():
-    return metrics.train_classifier(steps=400)
+    return metrics.train_classifier(16, 400, 0, "cpu", None)
 
 
 @pytest.mark.parametrize("domain", [metrics.PRINTED, metrics.HANDWRITTEN])
@@ -31,24 +31,24 @@ def test_classifier_bears_noise(judge):
 
 
 def test_classifier_file_round_trip(judge, tmp_path):
-    metrics.save_classifier(judge, tmp_path / "c.safetensors")
-    loaded = metrics.load_classifier(tmp_path / "c.safetensors")
+    metrics.save_classifier(judge, tmp_path)
+    loaded = metrics.load_classifier(tmp_path)
     images = data.handwritten().images[:50]
     assert torch.equal(metrics.judge(judge, images).features, metrics.judge(loaded, images).features)
 
 
 def test_classifier_file_errors(judge, tmp_path):
-    path = tmp_path / "c.safetensors"
     with pytest.raises(UserError, match="missing; delete it and run the notebook 50_source"):
-        metrics.load_classifier(path)
-    metrics.save_classifier(judge, path)
+        metrics.load_classifier(tmp_path)
+    metrics.save_classifier(judge, tmp_path)
+    path = tmp_path / metrics.FILE
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated or damaged"):
-        metrics.load_classifier(path)
-    path.write_bytes(whole.replace(b'\\"width\\": 16', b'\\"width\\": 32'))
+        metrics.load_classifier(tmp_path)
+    path.write_bytes(whole.replace(b'\\"size\\": 16', b'\\"size\\": 32'))
     with pytest.raises(UserError, match="weights have other shapes"):
-        metrics.load_classifier(path)
+        metrics.load_classifier(tmp_path)
 
 
 def test_judge_does_not_depend_on_the_batch(judge):
@@ -61,7 +61,7 @@ def test_training_leaves_global_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    metrics.train_classifier(8, steps=1, batch=4)
+    metrics.train_classifier(8, 1, 0, "cpu", None)
     assert torch.equal(torch.rand(3), expected)
 
 
