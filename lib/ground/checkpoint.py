@@ -1,8 +1,8 @@
 """Checkpoints of the training loop: what they hold, how they are written and read, and who of several processes does.
 
 A checkpoint is a folder ``step-000123`` that appears under its name by one rename, when all its files are on the disk;
-then older ones are deleted. The random states of all processes are collected before the main one writes, so a folder
-under its final name always is the checkpoint of all of them.
+then older ones and unfinished ones (``.step-000123.*``) are deleted. The random states of all processes are collected
+before the main one writes, so a folder under its final name always is the checkpoint of all of them.
 """
 
 from __future__ import annotations
@@ -11,22 +11,18 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lib.record.files import UserError, reading
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-NAMES = "step-[0-9]*"  # checkpoints; an unfinished one ends in .tmp
+from lib.record.files import UserError, reading, replacing, write_atomic
 
 
 @dataclass
@@ -59,32 +55,24 @@ class State:
     parameters: dict[str, Any]
     folder: Path | None
     history: History
-    accelerator: Accelerator | None = None
+    accelerator: Accelerator | None
+    rank: int  # of this process; 0 is the main one, which shows and writes
+    processes: int  # that train together
     step: int = 0
 
-    @property
-    def rank(self) -> int:
-        """Number of this process; 0 is the main one, which shows and writes."""
-        return self.accelerator.process_index if self.accelerator else 0
+    def agree(self, problem: str | None, item: Any) -> list[Any]:
+        """Return the item of every process, in their order, or raise in all what is a problem in one; all call this."""
+        answers = [(problem, item)] if self.processes == 1 else gather_object([(problem, item)])
+        for found, _ in answers:
+            if found:
+                raise UserError(found)
+        return [given for _, given in answers]
 
-    @property
-    def processes(self) -> int:
-        """Number of processes that train together."""
-        return self.accelerator.num_processes if self.accelerator else 1
-
-    def everyone(self, item: Any) -> list[Any]:
-        """Return the item of every process, in their order; each must call this."""
-        if self.processes == 1:
-            return [item]
-        from accelerate.utils import gather_object
-
-        return gather_object([item])
-
-    def stopped(self, i: int, what: str) -> UserError:
-        """Return the error that ends a run whose numbers are no longer finite."""
+    def stopped(self, i: int, what: str) -> str:
+        """Say why a run ends whose numbers are no longer finite."""
         found = newest(self.folder) if self.folder else None
         kept = f"the last good checkpoint is {found}" if found else "there is no checkpoint yet"
-        return UserError(f"step {i}: {what}; training stopped, {kept}; a smaller learning rate may help")
+        return f"step {i}: {what}; training stopped, {kept}; a smaller learning rate may help"
 
 
 def save(run: State) -> None:
@@ -92,15 +80,9 @@ def save(run: State) -> None:
 
     With several processes all call this; the main one writes, the others wait for it.
     """
-    bad = _not_finite(run)
-    answers = run.everyone((bad, _random_state(run)))
-    for wrong, _ in answers:
-        if wrong:
-            raise run.stopped(run.step, wrong)
-    if not run.folder:
-        return
-    if run.rank == 0:
-        _write_all(run, run.folder, [random for _, random in answers])
+    random = run.agree(_not_finite(run), _random_state(run))
+    if run.folder and run.rank == 0:
+        _write(run, run.folder, random)
     if run.accelerator:
         run.accelerator.wait_for_everyone()
 
@@ -113,35 +95,20 @@ def resume(run: State, steps: int) -> None:
             _load(run, found, steps)
     except UserError as error:
         problem = str(error)
-    answers = run.everyone((problem, run.step))
-    for problem, step in answers:
-        if problem is None and step != answers[0][1]:
-            problem = f"folder {run.folder}: processes find other checkpoints in it; give one that all of them share"
-        if problem:
-            raise UserError(problem)
+    if len(set(run.agree(problem, run.step))) > 1:
+        raise UserError(f"folder {run.folder}: processes find other checkpoints in it; give one that all of them share")
 
 
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint of the most steps in `folder`."""
-    return max((p for p in folder.glob(NAMES) if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
-
-
-def delete(paths: Any) -> None:
-    """Delete checkpoints; each loses its name first, so that a kill in between leaves no half of one."""
-    for path in list(paths):
-        if path.suffix != ".tmp":
-            path = path.rename(path.with_suffix(".tmp"))
-        shutil.rmtree(path, ignore_errors=True)
+    return max((p for p in folder.glob("step-*") if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
 
 
 def writable(folder: Path) -> Path:
-    """Return `folder`, made if it was not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise UserError(f"folder {folder}: cannot be written ({error.strerror}); give one that can") from None
+    """Return `folder`, made if it was not there, after a try to write in it."""
+    write_atomic(probe := folder / ".writable", "")
+    probe.unlink(missing_ok=True)  # of several processes one deletes it
+    return folder
 
 
 def cuda_devices(modules: Mapping[str, nn.Module]) -> list[int]:
@@ -160,7 +127,7 @@ def _not_finite(run: State) -> str | None:
     for name, tensors in _files(run).items():
         for key, value in tensors.items():
             if not torch.isfinite(value).all():
-                return f"weight '{key}' of {name} is not finite"
+                return run.stopped(run.step, f"weight '{key}' of {name} is not finite")
     return None
 
 
@@ -173,15 +140,7 @@ def _random_state(run: State) -> dict[str, Any]:
     }
 
 
-def _write_all(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
-    if (target := folder / f"step-{run.step:06d}").exists():
-        return
-    draft = target.with_suffix(".tmp")
-    delete([draft])
-    draft.mkdir()
-    for name, tensors in _files(run).items():
-        packed = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        _write(draft / name, safetensors.torch.save(packed))
+def _write(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
     state = {
         "step": run.step,
         "seconds": run.history.seconds,
@@ -191,13 +150,18 @@ def _write_all(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
         **random[0],
         "others": random[1:],  # random states of the processes 1, 2, ...
     }
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    _write(draft / "state.pt", buffer.getvalue())
-    _flush(draft)
-    draft.rename(target)
+    torch.save(state, buffer := io.BytesIO())
+    target = folder / f"step-{run.step:06d}"
+    with replacing(target) as draft:
+        for name, tensors in _files(run).items():
+            packed = {key: value.cpu().contiguous() for key, value in tensors.items()}
+            write_atomic(draft / name, safetensors.torch.save(packed))
+        write_atomic(draft / "state.pt", buffer.getvalue())
+        _flush(draft)
     _flush(folder)
-    delete(path for path in folder.glob(NAMES) if path != target)
+    for path in folder.glob("*step-*"):
+        if path != target:  # a kill in between leaves half of one that nobody reads
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _load(run: State, path: Path, steps: int) -> None:
@@ -242,13 +206,6 @@ def _read_like(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if has != wants:
             raise UserError(f"{path}: weight '{name}' is {has}, this network wants {wants}; use the network it is of")
     return tensors
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:

@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from lib.record.files import UserError
 
 Model = Callable[[Tensor, Tensor], Tensor]
-Denoiser = Callable[[Tensor, float], Tensor]
 _TABLES = WeakTensorKeyDictionary()  # of `Schedule.at`: values -> their copies by device and type
 
 
@@ -89,39 +88,27 @@ class Schedule:
         """Noise from the velocity ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0`` (Salimans and Ho 2022)."""
         return self.at(self.signal, t, x_t) * v + self.at(self.noise, t, x_t) * x_t
 
-    def x0_from_v(self, x_t: Tensor, v: Tensor, t: Tensor | int) -> Tensor:
-        """Clean sample from the velocity (Salimans and Ho 2022, App. D)."""
-        return self.at(self.signal, t, x_t) * x_t - self.at(self.noise, t, x_t) * v
-
-    def v_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
-        """Velocity from the noise."""
-        return (eps - self.at(self.noise, t, x_t) * x_t) / self.at(self.signal, t, x_t)
-
 
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
     """Schedule with beta linear in t (Ho et al. 2020, Sec. 4)."""
-    return _from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+    return Schedule((1 - torch.linspace(beta_start, beta_end, T, dtype=torch.float64)).cumprod(0))
 
 
 def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Schedule:
     """Schedule with sqrt(beta) linear in t, the one of latent diffusion (Rombach et al. 2022)."""
-    return _from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
+    return Schedule((1 - torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2).cumprod(0))
 
 
 def cosine(T: int = 1000) -> Schedule:
     """Cosine schedule with beta at most 0.999 (Nichol and Dhariwal 2021, Eq. 17)."""
     time = torch.linspace(0, 1, T + 1, dtype=torch.float64)
     curve = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    return _from_betas((1 - curve[1:] / curve[:-1]).clamp(max=0.999))
+    return Schedule((1 - (1 - curve[1:] / curve[:-1]).clamp(max=0.999)).cumprod(0))
 
 
 def from_diffusers(scheduler: Any) -> Schedule:
     """Schedule of a diffusers scheduler (any that has ``alphas_cumprod``), so that a hub model brings its own."""
     return Schedule(scheduler.alphas_cumprod.detach().cpu().double())
-
-
-def _from_betas(betas: Tensor) -> Schedule:
-    return Schedule(torch.cumprod(1 - betas, dim=0))
 
 
 def ddim_timesteps(T: int, steps: int) -> Tensor:
@@ -133,19 +120,14 @@ def ddim_timesteps(T: int, steps: int) -> Tensor:
 
 @torch.no_grad()
 def sample_ddpm(
-    model: Model,
-    schedule: Schedule,
-    x_T: Tensor,
-    steps: int | None = None,
-    generator: torch.Generator | None = None,
-    clip: bool = False,
+    model: Model, schedule: Schedule, x_T: Tensor, steps: int, generator: torch.Generator, clip: bool = False
 ) -> Tensor:
     """Ancestral sampling from x_T (B, ...) with the posterior variance "fixed small" (Ho et al. 2020, Alg. 2, Eq. 7).
 
-    `steps` is all T of the schedule by default; `clip` clamps every estimate of x0 to [-1, 1].
+    `clip` clamps every estimate of x0 to [-1, 1].
     """
     x = x_T
-    for t, previous in trajectory(schedule, schedule.T if steps is None else steps):
+    for t, previous in trajectory(schedule, steps):
         x0 = _estimate(model, schedule, x, t, clip)[0]
         a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
         beta = 1 - a / a_prev
@@ -202,15 +184,14 @@ def sample(
 
     With a generator: ancestral sampling, with fresh noise at every step. Without one: deterministic DDIM.
     """
-    parts = []
-    for x_T in tqdm(noise.split(batch), desc="sampling", leave=False):
-        x_T = x_T.to(device)
+
+    def draw(x_T: Tensor) -> Tensor:
         if generator is None:
-            images = sample_ddim(model, schedule, x_T, steps, clip=True)
-        else:
-            images = sample_ddpm(model, schedule, x_T, steps, generator, clip=True)
-        parts.append(images.clamp(-1, 1).cpu())
-    return torch.cat(parts)
+            return sample_ddim(model, schedule, x_T, steps, clip=True)
+        return sample_ddpm(model, schedule, x_T, steps, generator, clip=True)
+
+    parts = tqdm(noise.split(batch), desc="sampling", leave=False)
+    return torch.cat([draw(x_T.to(device)).clamp(-1, 1).cpu() for x_T in parts])
 
 
 @torch.no_grad()
@@ -242,14 +223,13 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
 
 
 @torch.no_grad()
-def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
+def sample_heun(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
     """Deterministic second-order sampling (Karras et al. 2022, Alg. 1; Alg. 2 with S_churn = 0).
 
     From x (B, ...) at noise level ``sigmas[0]`` down any falling list of levels; a final 0 is reached with an Euler
     step. ``denoise(x, sigma)`` estimates the clean sample for x = x0 + sigma eps, sigma a float.
     """
-    levels = [float(sigma) for sigma in sigmas]
-    for sigma, following in itertools.pairwise(levels):
+    for sigma, following in itertools.pairwise(sigmas.tolist()):
         slope = (x - denoise(x, sigma)) / sigma
         euler = x + (following - sigma) * slope
         if following > 0:

@@ -7,22 +7,20 @@ allow one call of the wrapper a step. It costs the overlap of communication and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.optimization import get_constant_schedule_with_warmup
 from torch import Tensor, nn
 
 from lib.ground.diffusion import Schedule
 from lib.ground.train import History, train
 from lib.record.files import UserError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Batch = tuple[Tensor, Tensor, Tensor]  # x0, t, eps
 Loss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]  # loss, parts = loss(x0, t, eps)
@@ -62,7 +60,7 @@ def finetune(
     Parameters
     ----------
     student
-        The network in training; `loss` calls it. It is in training mode inside the loop, and in evaluation mode after.
+        The network in training; `loss` calls it. It is in training mode inside a step, and in evaluation mode outside.
         Its parameters and optimizer are float32, also in mixed precision.
     schedule
         Its noise schedule; timesteps are drawn uniformly from it.
@@ -71,20 +69,18 @@ def finetune(
     loss
         ``loss(x0, t, eps)`` returns the scalar loss and its named parts, detached.
     on_step
-        ``on_step(i, history)`` after step i = 1, ..., steps, in every process, with the student in evaluation mode.
+        ``on_step(i, history)`` after step i = 1, ..., steps, in every process.
     accelerator
-        Its processes average their gradients; its "bf16" runs `loss` in mixed precision.
+        Its processes average their gradients; its "bf16" runs `loss` in mixed precision, so `loss` takes the network's
+        output back to float32, as `lib.ground.nets.eps_model` does.
     """
     o = options
-    network = accelerator.unwrap_model(student) if accelerator else student
     trained = [p for p in student.parameters() if p.requires_grad]
     if not trained:
         raise UserError("student: no parameter requires a gradient; call requires_grad_(True) on what is to be trained")
     device = trained[0].device
     optimizer = torch.optim.AdamW(trained, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
-    optimizers: dict[str, Any] = {"student": optimizer}
-    if o.warmup:
-        optimizers["warmup"] = get_constant_schedule_with_warmup(optimizer, o.warmup)
+    warmup = get_constant_schedule_with_warmup(optimizer, o.warmup)
 
     def sample(generator: torch.Generator) -> Batch:
         n = o.accumulate * o.batch
@@ -98,6 +94,7 @@ def finetune(
         return x0, t.to(device), eps.to(device)
 
     def step(drawn: Batch) -> dict[str, Tensor]:
+        student.train()
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for micro in zip(*(d.split(o.batch) for d in drawn), strict=True):
@@ -112,48 +109,15 @@ def finetune(
         if o.clip:
             sums["grad_norm"] = nn.utils.clip_grad_norm_(trained, o.clip)
         optimizer.step()
-        if o.warmup:
-            optimizers["warmup"].step()
+        warmup.step()
+        student.eval()
         return sums
 
-    def after(i: int, history: History) -> None:
-        if on_step:
-            student.eval()
-            on_step(i, history)
-            student.train()
-
-    settings = {name: getattr(o, name) for name in ("batch", "lr", "betas", "weight_decay", "accumulate")}
-    settings |= {name: getattr(o, name) for name in ("warmup", "clip", "flip")} | {"images": images.shape}
-    student.train()
-    with _float32_output(network, accelerator):
-        history = train(
-            step,
-            sample,
-            {"student": network},
-            optimizers,
-            steps,
-            o.seed,
-            {"student": o.ema} if o.ema else None,
-            folder=o.folder,
-            save_every=o.save_every,
-            on_step=after,
-            parameters=settings | dict(o.parameters),
-            accelerator=accelerator,
-        )
+    shared = {name: getattr(o, name) for name in ("batch", "lr", "betas", "weight_decay", "accumulate")}
+    shared |= {name: getattr(o, name) for name in ("warmup", "clip", "flip")} | {"images": images.shape, **o.parameters}
+    modules, optimizers = {"student": student}, {"student": optimizer, "warmup": warmup}
+    ema = {"student": o.ema} if o.ema else None
     student.eval()
-    return history
-
-
-@contextmanager
-def _float32_output(network: nn.Module, accelerator: Accelerator | None) -> Iterator[None]:
-    """In mixed precision, hand the network's output to the loss as float32, so that losses are computed in it."""
-    if accelerator is None or accelerator.mixed_precision == "no":
-        yield
-        return
-    from accelerate.utils import convert_to_fp32
-
-    hook = network.register_forward_hook(lambda module, inputs, output: convert_to_fp32(output))
-    try:
-        yield
-    finally:
-        hook.remove()
+    return train(
+        step, sample, modules, optimizers, steps, o.seed, ema, o.folder, o.save_every, on_step, shared, accelerator
+    )

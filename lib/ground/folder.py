@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,16 +47,9 @@ class Read(NamedTuple):
     hints: list[str]
 
 
-def images(
-    folder: str | Path,
-    size: int,
-    channels: int = 3,
-    damaged: str = "refuse",
-    recursive: bool = False,
-    cache: str | Path | None = None,
-) -> torch.Tensor:
+def images(folder: str | Path, size: int, **options: Any) -> torch.Tensor:
     """Read every image of a folder as `read` does: (n, channels, size, size) in [-1, 1]; prints what was skipped."""
-    found = read(folder, size, channels, damaged, recursive, cache)
+    found = read(folder, size, **options)
     if found.skipped:
         print(f"{folder}: skipped {listed(found.skipped)}")
     return found.images
@@ -70,7 +62,6 @@ def read(
     damaged: str = "refuse",
     recursive: bool = False,
     cache: str | Path | None = None,
-    threads: int | None = None,
 ) -> Read:
     """Read every image of a folder: upright, centre-cropped to a square, resized to `size` pixels.
 
@@ -95,10 +86,9 @@ def read(
         ends = ", ".join(sorted(SUFFIXES))
         raise UserError(f"image folder {folder} holds no image{deeper}; expected files ending in {ends}")
     names = [path.relative_to(folder).as_posix() for path in files]
-    stats = [path.stat() for path in files]
-    marks = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+    marks = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, map(Path.stat, files), strict=True)]
     items = zip(names, files, strict=True)
-    return collect(items, size, channels, damaged, f"image folder {folder}", cache, marks, threads)
+    return collect(items, size, channels, damaged, f"image folder {folder}", cache, marks)
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -123,8 +113,6 @@ def collect(
     """
     if damaged not in DAMAGED:
         raise UserError(f"damaged: '{damaged}' given; one of {', '.join(DAMAGED)}")
-    if size < 1 or channels not in (1, 3):
-        raise UserError(f"images of {channels} x {size} x {size} asked for; the size is 1 or more, channels are 1 or 3")
     key = hashlib.sha256(json.dumps([FORMAT, size, channels, marks]).encode()).hexdigest()[:16]
     kept = None if cache is None or marks is None else Path(cache).expanduser() / f"images-{key}.safetensors"
     found = _load(kept) if kept else None
@@ -151,23 +139,22 @@ def listed(names: Sequence[str]) -> str:
 def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels: int, threads: int | None) -> Read:
     """Read all files; images stay bytes, (n, channels, size, size) uint8."""
 
-    def one(item: tuple[str, Path | IO[bytes]]) -> tuple[str, torch.Tensor | str, tuple[int, int]]:
+    def one(item: tuple[str, Path | IO[bytes]]) -> tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]:
         name, file = item
         try:
-            return name, *_pixels(file, size, channels)
+            return name, _pixels(file, size, channels)
         except Exception as error:  # decoders report a damaged file in many ways
-            return name, _reason(error), (0, 0)
+            return name, _reason(error)
 
-    results: list[tuple[str, torch.Tensor | str, tuple[int, int]]] = []
+    results: list[tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]] = []
     queue = iter(files)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:  # Pillow decodes and resizes outside Python's lock
+    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes outside Python's lock
         while part := list(itertools.islice(queue, CHUNK)):
             results += pool.map(one, part)
-    good = [(name, pixels, whole) for name, pixels, whole in results if isinstance(pixels, torch.Tensor)]
-    skipped = [f"{name} ({reason})" for name, reason, _ in results if isinstance(reason, str)]
-    pixels = [image for _, image, _ in good]
-    stacked = torch.stack(pixels) if pixels else torch.empty(0, channels, size, size, dtype=torch.uint8)
-    return Read(stacked, [name for name, *_ in good], skipped, _hints([(n, s) for n, _, s in good], size))
+    good = [(name, *read) for name, read in results if not isinstance(read, str)]
+    skipped = [f"{name} ({reason})" for name, reason in results if isinstance(reason, str)]
+    images = torch.stack([image for _, image, _ in good]) if good else torch.empty(0)
+    return Read(images, [name for name, *_ in good], skipped, _hints([(name, whole) for name, _, whole in good], size))
 
 
 def _pixels(file: Path | IO[bytes], size: int, channels: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -179,13 +166,10 @@ def _pixels(file: Path | IO[bytes], size: int, channels: int) -> tuple[torch.Ten
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    image = image.convert("RGBA")
-    whole = image.size
-    paper = Image.new("RGBA", whole, "white")
-    image = Image.alpha_composite(paper, image).convert("L" if channels == 1 else "RGB")
-    image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    array = np.array(image, dtype=np.uint8).reshape(size, size, channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous(), whole  # (channels, size, size)
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    square = ImageOps.fit(on_white.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
+    array = np.array(square, dtype=np.uint8).reshape(size, size, channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous(), image.size  # (channels, size, size)
 
 
 def _reason(error: Exception) -> str:

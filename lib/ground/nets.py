@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -22,31 +22,22 @@ class MLP(nn.Module):
     """Fully connected denoiser of points (B, dim) with a sinusoidal embedding of the noise level.
 
     `level` says what the second argument of `forward` is: "t", a timestep below 1000 or so, or "sigma", a positive
-    noise level (embedded as ``log(sigma) / 4``, Karras et al. 2022, Tab. 1). The output has `out` numbers, by default
-    `dim`.
+    noise level (embedded as ``log(sigma) / 4``, Karras et al. 2022, Tab. 1).
     """
 
     rates: Tensor
 
     def __init__(
-        self,
-        dim: int = 2,
-        width: int = 128,
-        depth: int = 3,
-        level: str = "t",
-        frequencies: int = 16,
-        out: int | None = None,
+        self, dim: int = 2, width: int = 128, depth: int = 3, level: Literal["t", "sigma"] = "t", frequencies: int = 16
     ) -> None:
         super().__init__()
-        if level not in ("t", "sigma"):
-            raise UserError(f"level: '{level}' given; 't' (timestep) or 'sigma' (noise level)")
         self.level = level
         longest, shortest = (1e4, 2 * math.pi) if level == "t" else (4 * math.pi, 0.4)  # wavelengths of the embedding
         steps = torch.linspace(0, 1, frequencies)
         self.register_buffer("rates", 2 * math.pi / longest * (longest / shortest) ** steps, persistent=False)
         sizes = [dim + 2 * frequencies] + [width] * depth
         layers = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in itertools.pairwise(sizes)]
-        self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], out or dim))
+        self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], dim))
 
     def embed(self, level: Level, x: Tensor) -> Tensor:
         """Sines and cosines of the noise level, shape (B, 2 * frequencies)."""
@@ -55,7 +46,7 @@ class MLP(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=1)
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
-        """Output of shape (B, out) for points x (B, dim) at one noise level or one per point."""
+        """Output of shape (B, dim) for points x (B, dim) at one noise level or one per point."""
         return self.net(torch.cat([x, self.embed(level, x)], dim=1))
 
 
@@ -117,11 +108,7 @@ class Stack(nn.Module):
 
 
 def small_unet(
-    size: int = 16,
-    channels: Sequence[int] = (16, 32, 64),
-    layers: int = 1,
-    groups: int = 8,
-    image_channels: int = 1,
+    size: int = 16, channels: Sequence[int] = (16, 32, 64), layers: int = 1, groups: int = 8, image_channels: int = 1
 ) -> UNet2DModel:
     """U-Net that predicts noise, attention at the lowest resolution only (Ho et al. 2020, App. B, much smaller).
 

@@ -24,7 +24,7 @@ class NoisedClassifier(nn.Module):
     positions, and a linear layer, zero at the start (p = 1/2). Class 0 is the source, 1 the target.
     """
 
-    def __init__(self, unet: Any, classes: int = 2) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         names = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
         self.conv_in, self.time_proj, self.time_embedding, self.down_blocks, self.mid_block = (
@@ -33,7 +33,7 @@ class NoisedClassifier(nn.Module):
         self.centred = bool(unet.config["center_input_sample"])
         width = unet.config["block_out_channels"][-1]
         self.norm = nn.GroupNorm(unet.config["norm_num_groups"] or min(width // 4, 32), width)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, 2)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.to(unet.device)
@@ -51,7 +51,7 @@ class NoisedClassifier(nn.Module):
         return x if self.mid_block is None else self.mid_block(x, temb)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return logits (B, classes) of noised images x_t (B, c, H, W) with timesteps t (B,)."""
+        """Return logits (B, 2) of noised images x_t (B, c, H, W) with timesteps t (B,)."""
         pooled = nn.functional.silu(self.norm(self.features(x_t, t))).mean((2, 3))  # (B, C)
         return self.head(pooled)
 
@@ -64,7 +64,6 @@ def train_noised(
     steps: int = 300,
     batch: int = 64,
     lr: float = 1e-4,
-    weight_decay: float = 1e-4,
     seed: int = 0,
 ) -> History:
     """Train a noised classifier in place by cross-entropy (Sec. 4.1), timesteps uniform; afterwards it is frozen.
@@ -76,12 +75,9 @@ def train_noised(
     domains = (source_images, target_images)  # 0 source, 1 target
     if batch < 2 or batch % 2:
         raise UserError(f"batch: {batch} given; it should be even, half of it comes from each domain")
-    if source_images.shape[1:] != target_images.shape[1:]:
-        shapes = " and ".join(str(tuple(images.shape[1:])) for images in domains)
-        raise UserError(f"target_images: images of shapes {shapes} given; both domains should have one shape")
     device = next(classifier.parameters()).device
     classifier.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=lr, weight_decay=1e-4, fused=True)
 
     def sample(generator: torch.Generator) -> list[Tensor]:
         chosen = [images[torch.randint(len(images), (batch // 2,), generator=generator)] for images in domains]
@@ -98,8 +94,7 @@ def train_noised(
         optimizer.step()
         return {"cross_entropy": loss.detach()}
 
-    modules, optimizers = {"classifier": classifier}, {"classifier": optimizer}
-    history = train(step, sample, modules, optimizers, steps, seed=seed)
+    history = train(step, sample, {"classifier": classifier}, {"classifier": optimizer}, steps, seed)
     classifier.requires_grad_(False).eval()
     return history
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.record.files import UserError
-
 Level = float | Tensor  # a noise level, see the module docstring for its shapes
 
 
@@ -53,11 +51,7 @@ class Mixture:
 
     def _variance(self, x: Tensor, sigma: Level) -> Tensor:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        if level.ndim == x.ndim - 1 and level.ndim > 0:
-            level = level[..., None]  # (..., 1)
-        elif level.ndim not in (0, x.ndim):
-            raise UserError(f"sigma: shape {tuple(level.shape)} does not fit points of shape {tuple(x.shape)}")
-        return self.std**2 + level**2
+        return self.std**2 + (level[..., None] if 0 < level.ndim < x.ndim else level) ** 2
 
     def _expected_mean(self, x: Tensor, variance: Tensor) -> Tensor:
         """Mean of the components' centres, weighted by their probability given the noisy point."""

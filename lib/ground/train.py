@@ -10,20 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.ground import checkpoint
 from lib.ground.checkpoint import History, State
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from lib.record.files import UserError
 
 __all__ = ["History", "train"]
 
@@ -80,40 +80,31 @@ def train(
         At Ctrl-C, after the running step is finished and saved. With an accelerator also at SIGTERM; all processes
         stop when one of them is told to.
     """
-    ema = dict(ema or {})
+    ema, rank, processes = dict(ema or {}), 0, 1
     if accelerator:
         modules = {name: accelerator.unwrap_model(module) for name, module in modules.items()}
+        rank, processes = accelerator.process_index, accelerator.num_processes
     place = None if folder is None else checkpoint.writable(Path(folder))
-    run = State(modules, optimizers, ema, torch.Generator(), {}, place, History(), accelerator)
-    run.generator.manual_seed(seed + run.rank)
     kinds = {name: type(optimizer).__name__ for name, optimizer in optimizers.items()}
-    settings = {"seed": seed, "ema": ema, "optimizers": kinds, "processes": run.processes, **(parameters or {})}
-    run.parameters = json.loads(json.dumps(settings, default=str))
-    _begin_equal(run)
-    for name in ema:
-        run.history.ema[name] = {k: p.detach().clone() for k, p in modules[name].named_parameters()}
+    settings = {"seed": seed, "ema": ema, "optimizers": kinds, "processes": processes, **(parameters or {})}
+    if processes > 1:
+        for module in modules.values():
+            for tensor in module.state_dict().values():  # buffers, too
+                tensor.copy_(broadcast(tensor.contiguous()))
+    averages = {name: {k: p.detach().clone() for k, p in modules[name].named_parameters()} for name in ema}
+    generator, shared = torch.Generator().manual_seed(seed + rank), json.loads(json.dumps(settings, default=str))
+    history = History(ema=averages)
+    run = State(modules, optimizers, ema, generator, shared, place, history, accelerator, rank, processes)
     with torch.random.fork_rng(devices=checkpoint.cuda_devices(modules)):
-        torch.manual_seed(seed + run.rank)
-        if place:
-            checkpoint.resume(run, steps)
+        torch.manual_seed(seed + rank)
+        checkpoint.resume(run, steps)
         _loop(run, step, sample, steps, save_every, on_step)
-    run.history.ema = {name: modules[name].state_dict() | average for name, average in run.history.ema.items()}
-    return run.history
-
-
-def _begin_equal(run: State) -> None:
-    """Give every process the weights and buffers of the main one."""
-    if run.processes == 1:
-        return
-    from accelerate.utils import broadcast
-
-    for module in run.modules.values():
-        for tensor in module.state_dict().values():
-            tensor.copy_(broadcast(tensor.contiguous()))
+    history.ema = {name: modules[name].state_dict() | average for name, average in history.ema.items()}
+    return history
 
 
 def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: int, on_step: Callable | None) -> None:
-    history, before, began = run.history, run.history.seconds, time.perf_counter()
+    history, began = run.history, time.perf_counter() - run.history.seconds
     live = {name: [p.detach() for p in run.modules[name].parameters()] for name in run.decays}
     pairs = [(list(history.ema[name].values()), live[name], 1 - decay) for name, decay in run.decays.items()]
     quiet: dict[str, Any] = {"disable": True} if run.rank else {}  # else as TQDM_DISABLE says
@@ -127,35 +118,35 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
             for average, weights, share in pairs:
                 torch._foreach_lerp_(average, weights, share)  # in place, one call for all tensors
             run.step += 1
-            history.seconds = before + time.perf_counter() - began
+            history.seconds = time.perf_counter() - began
             due = run.step == steps or bool(save_every and run.step % save_every == 0)
-            stop = interrupted.is_set() and run.processes == 1  # several processes have to agree first
-            if due or stop or run.step % FETCH == 0:
+            stop = False
+            if due or run.step % FETCH == 0:
                 stop = _fetch(waiting, interrupted.is_set(), run)
-                waiting = []
-                bar.set_postfix_str(_recent(history), refresh=False)
+                recent = {name: fmean(values[-50:]) for name, values in history.values.items()}
+                bar.set_postfix(recent, refresh=False)
             if on_step:
                 on_step(run.step, history)
             bar.update()
-            stop |= interrupted.is_set() and run.processes == 1
+            stop |= interrupted.is_set() and run.processes == 1  # several processes have to agree first, in `_fetch`
             if stop or due:
-                if waiting:
-                    _fetch(waiting, stop, run)
-                    waiting = []
+                _fetch(waiting, stop, run)
                 checkpoint.save(run)
             if stop:
                 raise KeyboardInterrupt
 
 
 def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
-    """Read the values of some steps into the history, their mean over the processes; return whether any is to stop.
+    """Move the values of some steps into the history, their mean over the processes; return whether any is to stop.
 
     One read for all, because a GPU stops for each.
     """
+    if not waiting:
+        return stop
     names = list(waiting[0])
     device = next((v.device for v in waiting[0].values() if isinstance(v, Tensor)), torch.device("cpu"))
-    as_double = partial(torch.as_tensor, dtype=torch.float64, device=device)
-    rows = torch.stack([torch.stack([as_double(v) for v in w.values()]) for w in waiting])
+    values = [torch.as_tensor(v, dtype=torch.float64, device=device) for w in waiting for v in w.values()]
+    rows = torch.stack(values).reshape(len(waiting), -1)  # (steps, values)
     if run.accelerator and run.processes > 1:
         flag = torch.full_like(rows[:1], float(stop))
         every = run.accelerator.gather(torch.cat([flag, rows]).to(run.accelerator.device)[None]).cpu()
@@ -164,15 +155,12 @@ def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
         every = rows.cpu()[None]
     for rank, i, k in (~every.isfinite()).nonzero().tolist()[:1]:
         where = f" in process {rank}" if run.processes > 1 else ""
-        raise run.stopped(run.step - len(waiting) + 1 + i, f"'{names[k]}' is {float(every[rank, i, k])}{where}")
+        what = f"'{names[k]}' is {float(every[rank, i, k])}{where}"
+        raise UserError(run.stopped(run.step - len(waiting) + 1 + i, what))
     for name, column in zip(names, every.mean(0).T.tolist(), strict=True):
         run.history.values.setdefault(name, []).extend(column)
+    waiting.clear()
     return stop
-
-
-def _recent(history: History, window: int = 50) -> str:
-    means = {name: sum(v[-window:]) / len(v[-window:]) for name, v in history.values.items()}
-    return ", ".join(f"{name} {mean:.4g}" for name, mean in means.items())
 
 
 @contextmanager
@@ -191,11 +179,8 @@ def _deferred_interrupt(terminate: bool) -> Iterator[threading.Event]:
     usual = {signal.SIGINT: signal.default_int_handler} | ({signal.SIGTERM: signal.SIG_DFL} if terminate else {})
     # Another handler, or another thread than the main one: their business.
     main = threading.current_thread() is threading.main_thread()
-    ours = {number: handler for number, handler in usual.items() if main and signal.getsignal(number) is handler}
-    for number in ours:
-        signal.signal(number, note)
-    try:
+    with ExitStack() as restore:
+        for number, handler in usual.items():
+            if main and signal.getsignal(number) is handler:
+                restore.callback(signal.signal, number, signal.signal(number, note))
         yield pressed
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)

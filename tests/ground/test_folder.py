@@ -136,6 +136,7 @@ def test_threads_change_nothing(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(9):
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    one, four = (folder.read(tmp_path, 8, threads=n) for n in (1, 4))
+    files = [(path.name, path) for path in folder.image_files(tmp_path)]
+    one, four = (folder.collect(files, 8, 3, "refuse", "here", threads=n) for n in (1, 4))
     assert one.names == four.names == [f"{i}.png" for i in range(9)]
     assert torch.equal(one.images, four.images)

@@ -30,15 +30,10 @@ def test_mlp_distinguishes_neighbouring_levels():
         assert codes.shape == (len(levels), 32)
 
 
-def test_mlp_refuses_an_unknown_level():
-    with pytest.raises(UserError, match="level: 'time'"):
-        nets.MLP(level="time")
-
-
 def test_mlp_sizes():
-    net = nets.MLP(dim=3, width=7, depth=2, frequencies=4, out=5)
-    assert net(torch.zeros(2, 3), 1.0).shape == (2, 5)
-    assert nets.parameter_count(net) == (3 + 8) * 7 + 7 + 7 * 7 + 7 + 7 * 5 + 5
+    net = nets.MLP(dim=3, width=7, depth=2, frequencies=4)
+    assert net(torch.zeros(2, 3), 1.0).shape == (2, 3)
+    assert nets.parameter_count(net) == (3 + 8) * 7 + 7 + 7 * 7 + 7 + 7 * 3 + 3
 
 
 def test_stacked_networks_equal_single_ones_in_value_and_gradient():

@@ -129,9 +129,3 @@ def test_training_is_repeatable_and_the_seed_counts(unet):
 def test_an_odd_batch_is_refused(unet, wrong):
     with pytest.raises(UserError, match=f"^batch: {wrong} given"):
         train_noised(NoisedClassifier(unet), SCHEDULE, *two_domains(), batch=wrong)
-
-
-def test_domains_of_two_sizes_are_refused(unet):
-    source, _ = two_domains()
-    with pytest.raises(UserError, match=r"^target_images: .*\(1, 8, 8\) and \(1, 4, 4\)"):
-        train_noised(NoisedClassifier(unet), SCHEDULE, source, torch.zeros(3, 1, 4, 4))

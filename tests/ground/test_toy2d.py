@@ -9,7 +9,6 @@ import torch
 
 from lib.ground.diffusion import karras_sigmas, sample_heun
 from lib.ground.toy2d import Gaussian, Mixture, eight_gaussians
-from lib.record.files import UserError
 
 LEVELS = [0.0, 0.1, 1.0, 7.0]
 
@@ -120,8 +119,3 @@ def test_eight_gaussians_lie_on_the_circle() -> None:
     law = eight_gaussians(radius=4.0, std=0.5)
     torch.testing.assert_close(law.means.norm(dim=-1), torch.full((8,), 4.0))
     assert float(torch.pdist(law.means).min()) == pytest.approx(8 * math.sin(math.pi / 8), abs=1e-5)
-
-
-def test_a_sigma_that_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"^sigma:"):
-        uneven().score(torch.zeros(2, 3, 2), torch.ones(2, 3, 2, 1))
