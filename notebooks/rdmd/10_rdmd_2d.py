@@ -13,12 +13,10 @@
 # between unpaired domains. In the plane every quantity of the method can be checked against an exact one.
 #
 # ## Question
-#
 # A generator $G$ that only matches the target law may pair inputs and outputs at will. Does the transport cost, with
 # weight $\lambda$, choose the pairing, and what does it cost in fidelity to the target?
 #
 # ## Claim
-#
 # - **R1** (Fig. 2): from $\mathcal N(0, I)$ to $\mathcal N(0, 1.5^2 I)$ the matching term alone is minimal on a whole
 #   circle of rotations; with the cost the minimum is one point, near the optimal-transport map but not on it.
 # - **R2** (Fig. 3): from a Gaussian to eight Gaussians a larger $\lambda$ lowers the cost, removes crossing lines, and
@@ -26,7 +24,6 @@
 # - **R3** (Theorem 3.1): the optimum tends to the optimal-transport map as $\lambda \to 0$.
 #
 # ## Method
-#
 # The objective is
 # $\mathcal L^\lambda(G) = \int \omega(\sigma)\, \mathrm{KL}(p^G_\sigma \| p^{\mathcal T}_\sigma)\, d\sigma
 # + \lambda\, \mathbb E |x - G(x)|^2$. The paper's $\omega$ is not known to us; here $\omega = 1$ over $d\sigma$ unless
@@ -34,9 +31,9 @@
 #
 # Fig. 2 is minimised three ways: closed form, quadrature with scipy, and gradient descent on the very loss that trains
 # networks. For Fig. 3 a teacher learns the target from a fixed set of points; a generator and a fake denoiser then
-# train in turns, for all $\lambda$ and all seeds side by side. Both start from the
-# teacher, the generator held at $\sigma = 1$ for good (the paper's choice for images), and the fake first learns the
-# law that this generator starts with. A second run puts the target's exact score in the place of the teacher's.
+# train in turns, for all $\lambda$ and all seeds side by side. Both start from the teacher, the generator held at
+# $\sigma = 1$ for good (the paper's choice for images), and the fake first learns the law that this generator starts
+# with. A second run puts the target's exact score in the place of the teacher's.
 #
 # Theorem 3.1 is tested on the Gaussian case, on quantiles in one dimension, and on the trained generators: for every
 # $\lambda > 0$ the optimum is the optimal map *onto its own output*, so cost / OT(x, G(x)) must be 1.
@@ -83,16 +80,13 @@ s = 1.5  # the target's standard deviation in Fig. 2
 
 # %% [markdown]
 # ## Result
-#
 # ### Fig. 2: a circle of minima, and a point
-#
 # The generator $G(x) = r\,C(\alpha)\,x$ scales by $r$ and turns by $\alpha$. Each panel shows the objective over all
 # such generators in polar form.
 
 # %%
 weightings = rdmd.weightings()
-axis = np.linspace(-2.4, 2.4, 241)
-a, b = np.meshgrid(axis, axis)
+a, b = np.meshgrid(*2 * [np.linspace(-2.4, 2.4, 241)])
 r, alpha = np.hypot(a, b) + 1e-9, np.arctan2(b, a)
 losses = [rdmd.surface(r, alpha, s, lambda_, weightings["one"]) for lambda_ in (0.0, 0.2)]
 
@@ -115,10 +109,8 @@ run.number("r_star", headline["descent"], digits=5)
 # %%
 # NBVAL_CHECK_OUTPUT
 for row in minima:
-    print(
-        f"omega = {row['omega']}, lambda = {row['lambda']}:",
-        f"r* = {row['closed form']:.5f}, agree: {row['gap'] < 1e-4}",
-    )
+    numbers = f"r* = {row['closed form']:.5f}, agree: {row['gap'] < 1e-4}"
+    print(f"omega = {row['omega']}, lambda = {row['lambda']}: {numbers}")
 
 # %% [markdown]
 # A general $2 \times 2$ matrix has one more trap: started from a reflection, descent stays in a spurious minimum with a
@@ -133,57 +125,53 @@ print("eigenvalues of the trapped map:", np.round(eigenvalues, 4))
 
 # %% [markdown]
 # ### What lambda means depends on the weighting
-#
 # The same $\lambda$ gives other minima under other weightings, since $\omega \to k\omega$ is $\lambda \to \lambda / k$.
 
 # %% tags=["hide-input"]
 at_fifth = [rdmd.stationary_radius(s, 0.2, weighting) for weighting in weightings.values()]
 run.number("r_low", min(at_fifth), digits=4)
 run.number("r_high", max(at_fifth), digits=4)
-
 alt = f"Radius of the minimum against lambda for {len(weightings)} weightings: all fall from 1.5 to 1, but at lambda "
 alt += f"0.2 they range from {min(at_fifth):.2f} to {max(at_fifth):.2f}."
 figures.show(run, "sensitivity", lambda: drawn.sensitivity(s), alt)
 
 # %% [markdown]
 # ### Fig. 3: from a Gaussian to eight Gaussians, with trained networks
-#
 # A stack trains the generators of all $\lambda$ and seeds at once; each sees the random numbers of its own seed only.
 
 # %%
 seeds, lambdas = run.seed_list, p.lambdas
-source, target = toy.laws(p)
+target = toy.laws(p)[1]
 teacher = toy.train_teacher(seeds, p, run.device)
-learned, exact = (experiments.trained_maps(seeds, lambdas, p, teacher, score) for score in (teacher, target))
-optimum = experiments.optimal_maps(seeds, p)
+learned, exact = (experiments.trained_maps(seeds, lambdas, p, score, teacher, teacher) for score in (teacher, target))
+optimum = run.replicates(lambda seed: experiments.optimal_map(seed, p))
 
 # %% tags=["hide-input"]
 MEASURES = ("cost", "ratio", "distance", "crossings", "swaps")
 scores = {"learned": learned, "exact": exact}
 
 
-def rows_of(measured, name, lambdas):
+def rows_of(named, columns):  # columns by index: their lambdas
     return [
         {"score or start": name, "lambda": value, "seeds": len(measured["cost"])}
         | {key: float(measured[key][:, i].mean()) for key in MEASURES}
-        for i, value in enumerate(lambdas)
+        for name, measured in named.items()
+        for i, value in columns.items()
     ]
 
 
 best = {key: float(optimum[key].mean()) for key in MEASURES}
 best["distance"] = float(optimum["floor"].mean())  # between two samples of the target
-rows = [row for name, measured in scores.items() for row in rows_of(measured, name, lambdas)]
-rows.append({"score or start": "exact OT", "lambda": "", "seeds": p.seeds} | best)
-run.table("eight_gaussians", rows)
+last_row = {"score or start": "exact OT", "lambda": "", "seeds": p.seeds} | best
+run.table("eight_gaussians", [*rows_of(scores, dict(enumerate(lambdas))), last_row])
 for name, measured in scores.items():
-    for key in ("cost", "distance", "crossings", "ratio"):
-        for word, i in (("0", zero), ("02", fifth), ("last", -1)):
+    for word, i in (("0", zero), ("02", fifth), ("last", -1)):
+        for key in MEASURES[:-1]:
             run.number(f"{name}_{key}_{word}", measured[key][:, i])
-run.number("learned_swaps_0", learned["swaps"][:, zero])
-run.number("learned_swaps_02", learned["swaps"][:, fifth])
-run.number("w2_floor", optimum["floor"])
-run.number("ot_cost", optimum["cost"])
-run.number("ot_crossings", optimum["crossings"])
+for word, i in (("0", zero), ("02", fifth)):
+    run.number(f"learned_swaps_{word}", learned["swaps"][:, i])
+for key, name in (("w2_floor", "floor"), ("ot_cost", "cost"), ("ot_crossings", "crossings")):
+    run.number(key, optimum[name])
 
 # %% [markdown]
 # The maps of one seed, as segments from input to output. Move the slider from $\lambda = 0$ up; the last frame is the
@@ -193,14 +181,11 @@ run.number("ot_crossings", optimum["crossings"])
 x = optimum["inputs"][0]  # (400, 2)
 frames = [*zip([f"{value:g}" for value in lambdas], learned["outputs"][0], strict=True)]
 frames.append(("exact OT", optimum["outputs"][0]))
-
 limit = 1.5 * p.radius
 pictures = [(frame[0], lambda frame=frame: drawn.maps(x, [frame], limit, (4, 4.2))) for frame in frames]
-words = [
-    f"Map of 400 points for lambda {label}: {toy.crossing_share(x, outputs):.2%} of the segment pairs cross."
-    for label, outputs in frames
-]
-figures.slider(run, "maps", pictures, description="lambda", alt=words)
+crossing = [(label, f"{toy.crossing_share(x, outputs):.2%}") for label, outputs in frames]
+words = [f"Map of 400 points for lambda {label}: {share} of the segment pairs cross." for label, share in crossing]
+figures.slider(run, "maps", pictures, "lambda", words)
 
 chosen = [frames[zero], frames[fifth], *frames[-2:]]
 shares = ", ".join(f"{learned['crossings'][:, i].mean():.2%}" for i in (zero, fifth, -1))
@@ -222,28 +207,21 @@ figures.show(run, "measures", lambda: drawn.measures(lambdas, scores, best), alt
 
 # %% [markdown]
 # ### How far the start of the generator moves the result
-#
-# The same training with the exact score, but the generator starts as an untrained denoiser held at $\sigma = 1$, which
-# is near the identity.
+# The exact score again, but the generator starts as an untrained denoiser held at $\sigma = 1$, near the identity.
 
 # %%
 few = seeds[: p.variant_seeds]
 fresh = toy.denoisers([seed + 500 for seed in few], p).to(run.device)
-tutor = teacher.select(range(len(few)))
-untaught = experiments.trained_maps(few, (0.0, 0.2), p, tutor, target, start=fresh)
+untaught = experiments.trained_maps(few, (0.0, 0.2), p, target, teacher, fresh)
 
 # %% tags=["hide-input"]
 as_above = {key: exact[key][: len(few), [zero, fifth]] for key in MEASURES}
-run.table(
-    "starts",
-    [*rows_of(as_above, "from the teacher", (0.0, 0.2)), *rows_of(untaught, "near the identity", (0.0, 0.2))],
-)
-run.number("untaught_ratio_0", untaught["ratio"][:, 0])
-run.number("untaught_ratio_02", untaught["ratio"][:, 1])
+run.table("starts", rows_of({"from the teacher": as_above, "near the identity": untaught}, {0: 0.0, 1: 0.2}))
+for i, word in enumerate(("0", "02")):
+    run.number(f"untaught_ratio_{word}", untaught["ratio"][:, i])
 
 # %% [markdown]
 # ### Theorem 3.1, first way: the Gaussian case
-#
 # There $G^\lambda(x) = r^* x$ and the optimal map is $s x$, so the error is $\sqrt d\,(s - r^*)$. Its slope at 0 comes
 # from minima found by quadrature, extrapolated.
 
@@ -251,12 +229,10 @@ run.number("untaught_ratio_02", untaught["ratio"][:, 1])
 # NBVAL_CHECK_OUTPUT
 slope = experiments.gaussian_slope(s)
 run.number("gaussian_slope", slope, digits=4)
-closed = 4 * s * (s - 1) / math.pi
-print(f"slope at lambda = 0: {slope:.3f}, closed form {closed:.3f}")
+print(f"slope at lambda = 0: {slope:.3f}, closed form {4 * s * (s - 1) / math.pi:.3f}")
 
 # %% [markdown]
 # ### Second way: quantiles in one dimension
-#
 # From $U(0, 1)$ to the density $1 + 0.9\cos 2\pi x$ the optimal map is the quantile function. The map is a list of
 # values, its law a sum of Gaussians at every noise level: no network, L-BFGS. At $\lambda = 0$ it starts from the
 # decreasing map $1 - x$, and nothing pulls it to the increasing one.
@@ -269,14 +245,12 @@ line = experiments.quantile_maps(falling, p.quantiles)
 # %% tags=["hide-input"]
 run.number("quantile_rms", errors[-1])
 run.number("quantile_rms_zero", error_zero)
-
 alt = "Error of the optimum against lambda: linear in the Gaussian case; in one dimension it falls from "
 alt += f"{errors[0]:.3f} at lambda 10 to {errors[-1]:.4f} at 0.01; the map of lambda 0 stays decreasing, with error "
 figures.show(run, "theorem", lambda: drawn.theorem(s, falling, line), alt + f"{error_zero:.2f}.")
 
 # %% [markdown]
 # ### Third way: trained generators, and the claim cards
-#
 # The ratio cost / OT(x, G(x)) of the run with exact scores is the third test of Theorem 3.1.
 
 # %% tags=["hide-input"]
@@ -289,29 +263,21 @@ run.claim(
     circle_spread=experiments.circle_spread(s, 0.0),
     circle_spread_with_cost=experiments.circle_spread(s, 0.2),
 )
-
-
-# %% tags=["hide-input"]
-def ranks(values):  # of (seeds, lambdas)
-    return [float(spearmanr(lambdas, row).statistic) for row in values]
-
-
 crossings, cost = learned["crossings"], learned["cost"]
+ranks = {key: [float(spearmanr(lambdas, row).statistic) for row in learned[key]] for key in ("cost", "distance")}
 run.claim(
     "R2",
     crossings_ratio=crossings[:, fifth] / np.maximum(crossings[:, zero], 1e-12),
-    cost_rank=ranks(cost),
-    distance_rank=ranks(learned["distance"]),
+    cost_rank=ranks["cost"],
+    distance_rank=ranks["distance"],
     cost_drop=1 - cost[:, -1] / cost[:, zero],
     crossings_zero=crossings[:, zero],
     swaps_ot=optimum["swaps"],
 )
-# %% tags=["hide-input"]
-positive = [i for i, value in enumerate(lambdas) if value > 0]
 run.claim(
     "R3",
     ratio_02=exact["ratio"][:, fifth],
-    ratio_positive=exact["ratio"][:, positive].max(1),
+    ratio_positive=exact["ratio"][:, np.array(lambdas) > 0].max(1),
     gaussian_slope=slope,
     quantile_rms=errors[-1],
     quantile_rank=float(spearmanr(falling, errors).statistic),
@@ -321,7 +287,6 @@ run.claim(
 
 # %% [markdown]
 # ## Limits
-#
 # - The paper's weighting, its 8-Gaussian geometry and its learning rates are not known to us. $\lambda$ here is on the
 #   scale of $\omega = 1$ over $d\sigma$; the figure of weightings says how far that moves the minimum.
 # - Theorem 3.1 speaks of the optimum. A trained generator is only near it, most visibly at small $\lambda$, where the

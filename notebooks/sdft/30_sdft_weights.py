@@ -17,15 +17,13 @@
 # biased images and holds it near the frozen original with two extra terms. A weight $w_\gamma(t)$ decides at which
 # noise levels each of them acts. What does the weight look like, and why does the paper give the two terms such
 # different exponents (3 and 50)?
-
-# %% [markdown]
+#
 # ## Claim
 # **S1** (Supplement, Fig. 2 and Sec. 3). The weight falls with the signal-to-noise ratio, and does so later in time
 # for a larger $\gamma$. The auxiliary term feeds *pure noise* to both models at every timestep. A model trained on
 # noisy images can only make sense of pure noise where its usual input is nearly pure noise, so this term gets the
 # larger exponent.
-
-# %% [markdown]
+#
 # ## Method
 # $$w_\gamma(t) = \frac{1}{(1 + \mathrm{SNR}(t))^{\gamma}} = (1 - \bar\alpha_t)^{\gamma}, \qquad
 # \mathrm{SNR}(t) = \frac{\bar\alpha_t}{1 - \bar\alpha_t}.$$
@@ -52,7 +50,6 @@ every: Literal[10, 20, 25, 50, 100] = 50  # distance of the timesteps at which t
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import torch
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion, nets
 from lib.papers.sdft import experiments, method as sdft
@@ -100,13 +97,11 @@ halves = {gamma: sdft.half_weight_timestep(schedules["linear"], gamma) for gamma
 for gamma, t in halves.items():
     run.number(f"t_half_{gamma}", t)
     run.number(f"snr_half_{gamma}", 2 ** (1 / gamma) - 1)
-figures.show(
-    run,
-    "curves",
-    lambda: draw_curves(p.gammas),
-    alt="Weight over timestep for several gamma on three schedules. Every curve rises from 0 at low noise to 1 at high "
-    f"noise, a larger gamma later; the linear one reaches half at t = {halves[3]} (gamma 3), {halves[50]} (gamma 50).",
+alt = "Weight over timestep for several gamma on three schedules. Every curve rises from 0 at low noise to 1 at high "
+alt += (
+    f"noise, a larger gamma later; the linear one reaches half at t = {halves[3]} (gamma 3), {halves[50]} (gamma 50)."
 )
+figures.show(run, "curves", lambda: draw_curves(p.gammas), alt)
 
 # %% [markdown]
 # Move $\gamma$: at 0 the weight is 1 everywhere (the control arm of the fine-tuning notebook), at 3 it lets the
@@ -135,8 +130,7 @@ if folder.exists():
     unet, schedule = sources.load(folder, run.device)
 else:
     unet, schedule = sources.source_model(folder, steps=p.source_steps, device=run.device)
-rows = [experiments.pure_noise(seed, p, unet, schedule) for seed in tqdm(run.seed_list)]
-found = experiments.collect(rows)  # (seeds, timesteps)
+found = run.replicates(lambda seed: experiments.pure_noise(seed, p, unet, schedule))  # (seeds, timesteps)
 timesteps = torch.arange(p.every, schedule.T, p.every)
 w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps].numpy() for gamma in (3, 50))
 let_through = (found["noise"] * w_50).sum(1) / (found["noise"] * w_3).sum(1)
@@ -158,18 +152,14 @@ def draw_errors():
 
 
 at_100, at_900 = (found["noise"][:, t // p.every - 1] for t in (100, 900))
-run.number("error_100", at_100)
-run.number("error_900", at_900)
-run.number("error_usual_100", found["images"][:, 100 // p.every - 1])
-run.number("let_through", let_through)
-figures.show(
-    run,
-    "errors",
-    draw_errors,
-    alt=f"Left: the network's relative error on pure noise falls from {at_100.mean():.2f} at t = 100 to "
+errors = {"error_100": at_100, "error_900": at_900, "error_usual_100": found["images"][:, 100 // p.every - 1]}
+for key, values in {**errors, "let_through": let_through}.items():
+    run.number(key, values)
+alt = f"Left: the network's relative error on pure noise falls from {at_100.mean():.2f} at t = 100 to "
+alt += (
     f"{at_900.mean():.2f} at t = 900. Right: times the weight; gamma 50 lets through {let_through.mean():.2f} of what "
-    "gamma 3 does.",
 )
+figures.show(run, "errors", draw_errors, alt + "gamma 3 does.")
 
 # %% [markdown]
 # The same in pictures: the image that the network believes to lie behind its input, for one row of noises. Where its
@@ -182,14 +172,9 @@ shown, model = [100, 300, 500, 700, 900], nets.eps_model(unet)
 with torch.no_grad():
     believed = [schedule.x0_from_eps(eps, model(eps, diffusion.batch_of(t, eps)), t) for t in shown]
 labels = ["input", *[f"t = {t}" for t in shown]]
-figures.show(
-    run,
-    "believed",
-    lambda: figures.image_grid(torch.cat([eps, *believed]), ncols=8, row_labels=labels),
-    alt="Eight pure noise images and, below each, the clean image that the network sees in it at t = "
-    + ", ".join(map(str, shown)),
-    kind="png",
-)
+alt = "Eight pure noise images and, below each, the clean image that the network sees in it at t = "
+alt += ", ".join(map(str, shown))
+figures.show(run, "believed", lambda: figures.image_grid(torch.cat([eps, *believed]), 8, row_labels=labels), alt, "png")
 
 # %% tags=["hide-input"]
 run.claim(

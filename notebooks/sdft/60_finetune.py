@@ -16,14 +16,12 @@
 # A diffusion model knows ten printed digits. It is fine-tuned on one hundred handwritten ones, and five of the ten
 # classes are missing from them. What is left of the five classes afterwards, and does holding the model near its
 # source (Self-Distillation based Fine-Tuning, SDFT; Hur et al., WACV 2024) keep more of them at the same realism?
-
-# %% [markdown]
+#
 # ## Claim
 # **S2** (abstract; Supplement, Fig. 7). Fine-tuned on limited, biased data, SDFT gives more diverse samples than
 # naive fine-tuning, better aligned with the source's sample from the same noise, without harming the quality on the
 # target.
-
-# %% [markdown]
+#
 # ## Method
 # $$L = \|\epsilon - \epsilon_\theta(x_t, t)\|^2
 # + \lambda_d\, w_{\gamma_d}(t)\, \|\epsilon_\phi(x_t, t) - \epsilon_\theta(x_t, t)\|^2
@@ -68,8 +66,8 @@ sampling_steps: PositiveInt = 20  # of ancestral sampling
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lib.ground import nets
 from lib.measures import distances
@@ -104,8 +102,7 @@ print({name: f"{parts[name]:.2f}" for name in ("distill", "aux")})
 
 # %%
 arms = experiments.arms(p)
-rows = [experiments.limited_data(seed, p, *world) for seed in tqdm(run.seed_list)]
-found = experiments.collect(rows)  # an arm: (seeds, checkpoints, measures)
+found = run.replicates(lambda seed: experiments.limited_data(seed, p, *world))  # an arm: (seeds, checkpoints, measures)
 
 # %% tags=["hide-input"]
 measures, checkpoints = experiments.SHARES, sorted(set(p.checkpoints))
@@ -131,7 +128,6 @@ def draw_trade_off():
     return figure
 
 
-# %% tags=["hide-input"]
 def draw_steps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
     for axis, measure in zip(axes.flat, measures, strict=True):
@@ -152,41 +148,28 @@ def draw_steps():
 # The unadapted source sits in the upper left corner, with no realism and full agreement.
 
 # %% tags=["hide-input"]
-figures.show(
-    run,
-    "trade-off",
-    draw_trade_off,
-    alt="Agreement with the source against realism, one line an arm, dots at its checkpoints. "
-    f"After {checkpoints[-1]} steps, realism / agreement: {at_end('realism', 'agreement')}.",
-)
+alt = "Agreement with the source against realism, one line an arm, dots at its checkpoints. "
+alt += f"After {checkpoints[-1]} steps, realism / agreement: {at_end('realism', 'agreement')}."
+figures.show(run, "trade-off", draw_trade_off, alt)
 
 # %% [markdown]
 # ### Over the training steps
 # The source before fine-tuning is step 0.
 
 # %% tags=["hide-input"]
-figures.show(
-    run,
-    "steps",
-    draw_steps,
-    alt=f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits / Frechet "
-    f"distance to all handwritten digits: {at_end('coverage', 'frechet')}.",
-)
+alt = f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits / Frechet "
+alt += f"distance to all handwritten digits: {at_end('coverage', 'frechet')}."
+figures.show(run, "steps", draw_steps, alt)
 
 # %% [markdown]
 # ### Samples from equal noise
 # The first eight noises of the first seed, not selected, at the last checkpoint: a row is one initial noise.
 
 # %% tags=["hide-input"]
-pictures, titles = torch.from_numpy(rows[0]["samples"]), ["source", *arms]  # (noises, source and arms, ...)
-figures.show(
-    run,
-    "samples",
-    lambda: figures.image_grid(pictures.flatten(0, 1), ncols=len(titles), titles=titles, cell=0.7),
-    alt=f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of "
-    f"samples that keep the source's digit: {at_end('agreement')}.",
-    kind="png",
-)
+pictures, titles = found["samples"][0], ["source", *arms]  # (noises, source and arms, ...)
+alt = f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of "
+alt += f"samples that keep the source's digit: {at_end('agreement')}."
+figures.show(run, "samples", lambda: figures.image_grid(np.concatenate(pictures), len(titles), titles), alt, "png")
 
 # %% [markdown]
 # ### At equal steps and at equal realism

@@ -17,16 +17,14 @@
 # digit by hand: noise the input and sample back (SDEdit), guide the sampling with the input (ILVR, EGSDE), or go to
 # noise and back with two models (DDIB, CycleDiffusion). Does the digit survive better when the model was fine-tuned
 # with SDFT (Hur et al., WACV 2024)? And are samples of source and fine-tuned model from one noise pairs?
-
-# %% [markdown]
+#
 # ## Claim
 # **S3** (supplement, Sec. 4). SDEdit, ILVR and EGSDE keep the input better with an SDFT model than with a naive one, at
 # equal realism.
 #
 # **S5** (supplement, Sec. 1). Samples of source and SDFT model from one noise are aligned, as a DDIB translation is;
 # naive fine-tuning aligns less.
-
-# %% [markdown]
+#
 # ## Method
 # - **SDEdit**: $x_{t_0} = \sqrt{\bar\alpha_{t_0}}\,x + \sqrt{1 - \bar\alpha_{t_0}}\,\epsilon$, then sample down from
 #   the start time $t_0$.
@@ -83,8 +81,6 @@ cycle_start: PositiveFloat = 0.85  # CycleDiffusion's start, as a share of T
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
 from lib.papers.sdft import experiments
 from lib.record import figures, run as record
@@ -111,27 +107,26 @@ print(f"inputs: from {len(held_out.labels)} printed digits of {held_out.labels.u
 # the source than any held-out printed digit.
 
 # %%
-rows = [experiments.translations(seed, p, *world) for seed in tqdm(run.seed_list)]
-found, first = experiments.collect(rows), rows[0]
+found = run.replicates(lambda seed: experiments.translations(seed, p, *world))
 
 # %% tags=["hide-input"]
 methods, others = ("SDEdit", "ILVR", "EGSDE"), ("DDIB", "CycleDiffusion")
 students, measures = ("naive", "SDFT"), experiments.KEEPING
+columns = [(method, name) for method in (*methods, *others) for name in students]
 HALF = starts.index(0.5)
 
 
-def column(method, name, measure):
-    """One measure, (seeds, starts)."""
-    return found[f"{method} {name}"][..., measures.index(measure)]
+def column(method, name, measure, at=None):
+    """One measure at every start time, (seeds, starts), or at one, (seeds,); methods with one setting have that."""
+    values = found[f"{method} {name}"][..., measures.index(measure)]
+    return values if at is None else values[:, at if method in methods else 0]
 
 
-def mean(method, name, measure, at=None):
-    """Mean over seeds at every start time, or at one of them; the methods with one setting have one value."""
-    values = column(method, name, measure).mean(0)
-    return values if at is None else values[at if method in methods else 0]
+def mean(*chosen):
+    """Mean of a column over the seeds."""
+    return column(*chosen).mean(0)
 
 
-# %% tags=["hide-input"]
 def draw_trade_off(measure="kept", label="share that keep the digit"):
     figure, axes = plt.subplots(1, 3, figsize=(7, 3), sharex=True, sharey=True)
     named = [HALF, starts.index(0.625)]
@@ -164,25 +159,17 @@ def at_half(*chosen, of=methods):
 # setting each and are single points, the same in the three panels.
 
 # %% tags=["hide-input"]
-figures.show(
-    run,
-    "trade-off",
-    draw_trade_off,
-    alt="Share of inputs that keep their digit against realism, one panel each for SDEdit, ILVR and EGSDE, one line a "
-    f"student, dots at {len(starts)} start times from {starts[0]} T to {starts[-1]} T; DDIB and CycleDiffusion as "
-    f"points. Realism / digits kept at 0.5 T: {at_half('realism', 'kept')}.",
-)
+alt = "Share of inputs that keep their digit against realism, one panel each for SDEdit, ILVR and EGSDE, one line a "
+alt += f"student, dots at {len(starts)} start times from {starts[0]} T to {starts[-1]} T; DDIB and CycleDiffusion as "
+alt += f"points. Realism / digits kept at 0.5 T: {at_half('realism', 'kept')}."
+figures.show(run, "trade-off", draw_trade_off, alt)
 
 # %% [markdown]
 # The same for the distance to the input (root mean square over the pixels, ink +1, paper -1): lower is nearer.
 
 # %% tags=["hide-input"]
-figures.show(
-    run,
-    "distance",
-    lambda: draw_trade_off("distance", "distance to the input"),
-    alt=f"Distance to the input against realism, as in the figure before. At 0.5 T: {at_half('distance')}.",
-)
+alt = f"Distance to the input against realism, as in the figure before. At 0.5 T: {at_half('distance')}."
+figures.show(run, "distance", lambda: draw_trade_off("distance", "distance to the input"), alt)
 
 # %% [markdown]
 # ### At equal realism
@@ -201,9 +188,8 @@ def gains(method, ours="SDFT", measure="kept"):
 
 def gains_at(start):
     """Digits kept, SDFT minus naive, mean of the methods; (seeds,)."""
-    both = ([column(m, n, "kept") for m in methods] for n in students)
-    naive, ours = (np.mean(values, axis=0) for values in both)
-    return (ours - naive)[:, starts.index(start)]
+    naive, ours = (np.mean([column(m, n, "kept", starts.index(start)) for m in methods], axis=0) for n in students)
+    return ours - naive
 
 
 # %% tags=["hide-input"]
@@ -215,7 +201,7 @@ for key, values in {**gained, **at_times, "undefined": undefined}.items():
     run.number(key, values)
 for method in methods:
     run.number(f"gain_{method.lower()}_distance", gains(method, measure="distance"))
-print(f"comparisons of one seed without common realism: {undefined} of {(len(methods) + 1) * len(rows)}")
+print(f"comparisons of one seed without common realism: {undefined} of {(len(methods) + 1) * p.seeds}")
 run.claim("S3", **gained, **at_times, identity=found["identity"])
 
 # %% [markdown]
@@ -224,14 +210,12 @@ run.claim("S3", **gained, **at_times, identity=found["identity"])
 
 # %% tags=["hide-input"]
 table = []
-for method in (*methods, *others):
-    for name in students:
-        key = f"{method}_{name}".lower() + ("_500" if method in methods else "")
-        texts = {}
-        for measure in ("realism", "kept_seen", "kept_missing", "distance"):
-            run.number(f"{key}_{measure}", column(method, name, measure)[:, HALF if method in methods else 0])
-            texts[measure] = run.text(f"{key}_{measure}")
-        table.append({"method": method, "student": name, **texts})
+for method, name in columns:
+    key, texts = f"{method}_{name}".lower() + ("_500" if method in methods else ""), {}
+    for measure in ("realism", "kept_seen", "kept_missing", "distance"):
+        run.number(f"{key}_{measure}", column(method, name, measure, HALF))
+        texts[measure] = run.text(f"{key}_{measure}")
+    table.append({"method": method, "student": name, **texts})
 run.table("at 0.5 T", table)
 
 # %% [markdown]
@@ -239,29 +223,13 @@ run.table("at 0.5 T", table)
 # One input of each even class of the first seed, the first drawn, not selected (0, 2 and 4 are in the target images, 6
 # and 8 are not); SDEdit, ILVR and EGSDE at 0.5 T.
 
-
 # %% tags=["hide-input"]
-def outputs(method, name, at):
-    """Pictures of one input of each class, (10, 1, size, size)."""
-    return torch.from_numpy(first[f"{method} {name} images"])[at if method in methods else 0]
-
-
-def draw_outputs():
-    columns = [(method, name) for method in (*methods, *others) for name in students]
-    shown = [torch.from_numpy(first["inputs"]), *(outputs(*pair, HALF) for pair in columns)]
-    titles = ["input", *(f"{method.replace('Diffusion', '')}\n{name}" for method, name in columns)]
-    grid = torch.stack(shown, dim=1)[::2].flatten(0, 1)  # (5 * 11, 1, size, size)
-    return figures.image_grid(grid, ncols=len(shown), titles=titles, cell=0.58)
-
-
-figures.show(
-    run,
-    "outputs",
-    draw_outputs,
-    alt="Five printed digits, 0, 2, 4, 6, 8, one a row, and their translations by five methods, each with the naive "
-    f"and the SDFT student. Share of all inputs that keep their digit: {at_half('kept', of=(*methods, *others))}.",
-    kind="png",
-)
+outputs = [found[f"{method} {name} images"][0, HALF if method in methods else 0] for method, name in columns]
+grid = np.concatenate(np.stack([found["inputs"][0], *outputs], axis=1)[::2])  # (5 * 11, 1, size, size)
+titles = ["input", *(f"{method.replace('Diffusion', '')}\n{name}" for method, name in columns)]
+alt = "Five printed digits, 0, 2, 4, 6, 8, one a row, and their translations by five methods, each with the naive "
+alt += f"and the SDFT student. Share of all inputs that keep their digit: {at_half('kept', of=(*methods, *others))}."
+figures.show(run, "outputs", lambda: figures.image_grid(grid, len(titles), titles, cell=0.58), alt, "png")
 
 # %% [markdown]
 # ### The start time
@@ -271,8 +239,8 @@ figures.show(
 # %% tags=["hide-input"]
 def draw_start(i):
     """Inputs and SDEdit's outputs of both students at one start time."""
-    shown = [torch.from_numpy(first["inputs"]), *(outputs("SDEdit", name, i) for name in students)]
-    return figures.image_grid(torch.cat(shown), ncols=10, row_labels=["input", *students], cell=0.5)
+    shown = [found["inputs"][0], *(found[f"SDEdit {name} images"][0, i] for name in students)]
+    return figures.image_grid(np.concatenate(shown), 10, row_labels=["input", *students], cell=0.5)
 
 
 def words(i):
@@ -290,10 +258,11 @@ figures.slider(run, "start", frames, "start time", alt=[words(i) for i in range(
 
 # %%
 pairs = {name: found[f"pairs {name}"] for name in students}
-gain_pairs = (pairs["SDFT"] - pairs["naive"])[:, -1, 1]
-gain_pairs_matched = experiments.matched(pairs["SDFT"], pairs["naive"])
-kept_ddib = [column("DDIB", name, "kept")[:, 0] for name in students]
-gain_ddib = kept_ddib[1] - kept_ddib[0]
+compared = {
+    "gain_pairs": (pairs["SDFT"] - pairs["naive"])[:, -1, 1],
+    "gain_pairs_matched": experiments.matched(pairs["SDFT"], pairs["naive"]),
+    "gain_ddib": column("DDIB", "SDFT", "kept", 0) - column("DDIB", "naive", "kept", 0),
+}
 
 
 # %% tags=["hide-input"]
@@ -315,30 +284,22 @@ for name in students:
     run.number(f"pairs_{name.lower()}", pairs[name][:, -1, 1])
     run.number(f"pairs_{name.lower()}_realism", pairs[name][:, -1, 0])
 ends = ", ".join(f"{n} {run.text(f'pairs_{n.lower()}')}" for n in students)
-figures.show(
-    run,
-    "pairs",
-    draw_pairs,
-    alt=f"Share of same-noise pairs that show one digit, against realism and over the steps. After {checkpoints[-1]} "
-    f"steps: {ends}; pairs of different noises: {found['other_noise'].mean():.2f}.",
-)
+alt = f"Share of same-noise pairs that show one digit, against realism and over the steps. After {checkpoints[-1]} "
+alt += f"steps: {ends}; pairs of different noises: {found['other_noise'].mean():.2f}."
+figures.show(run, "pairs", draw_pairs, alt)
 
 # %% [markdown]
 # The first twelve noises of the first seed, not selected.
 
 # %% tags=["hide-input"]
-in_rows = [torch.from_numpy(first[f"pairs {name} images"]) for name in ("source", *students)]
-figures.show(
-    run,
-    "pair-samples",
-    lambda: figures.image_grid(torch.cat(in_rows), ncols=len(in_rows[0]), row_labels=["source", *students], cell=0.52),
-    alt=f"Three rows of {len(in_rows[0])} digits, source, naive and SDFT student, a column from one noise. Share of "
-    f"source samples farther from the training images than any held-out digit: {found['unusable'].mean():.2f}.",
-    kind="png",
-)
+labels = ["source", *students]
+grid = np.concatenate([found[f"pairs {name} images"][0] for name in labels])
+n = len(grid) // len(labels)
+alt = f"Three rows of {n} digits, source, naive and SDFT student, a column from one noise. Share of "
+alt += f"source samples farther from the training images than any held-out digit: {found['unusable'].mean():.2f}."
+figures.show(run, "pair-samples", lambda: figures.image_grid(grid, n, row_labels=labels, cell=0.52), alt, "png")
 
 # %% tags=["hide-input"]
-compared = {"gain_pairs": gain_pairs, "gain_pairs_matched": gain_pairs_matched, "gain_ddib": gain_ddib}
 controls = {name: found[name] for name in ("other_noise", "round_trip")}
 settings = {"pair_start": p.pair_start, "lambda_i": p.lambda_i, "checkpoint": checkpoints[-1]}
 for key, values in {**compared, **controls, "unusable": found["unusable"], **settings}.items():
@@ -358,7 +319,6 @@ run.claim("S5", **compared, **controls)
 # - EGSDE's classifier is small and briefly trained; it tells the domains apart at low and medium noise only.
 # - At equal steps the students differ in realism, and a less handwritten DDIB output keeps its digit more easily: only
 #   the comparison at equal realism is free of that.
-# - The pairs start at a noise level where the source is reliable, not at the last timestep.
 
 # %% tags=["hide-input"]
 run.finish()

@@ -16,12 +16,10 @@
 # Asyrp (Kwon et al., ICLR 2023) edits an image by adding a direction to the middle layer of a frozen diffusion
 # model. Does an edit on a model fine-tuned by SDFT succeed more often, and keep more of the image, than the same edit
 # on a naively fine-tuned one?
-
-# %% [markdown]
+#
 # ## Claim
 # **S4** (Supplement, Sec. 5, Figs. 5-6). Text-guided editing works better on an SDFT model and keeps identity.
-
-# %% [markdown]
+#
 # ## Method
 # A hook adds $c\,\Delta h_t$ to $h_t$, the output of the U-Net's middle block. Only the predicted clean image feels it:
 #
@@ -76,7 +74,6 @@ classifier_steps: PositiveInt = 300  # training steps of each attribute classifi
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion
 from lib.papers.sdft import experiments, traits
@@ -110,13 +107,10 @@ print(f"edited steps of the default walk: {[t for t, _ in walk if t >= 500]}")
 # there shows how much of the source's h-space survived.
 
 # %%
-rows = [experiments.edits(seed, p, *world) for seed in tqdm(run.seed_list)]
-found, first = experiments.collect(rows), rows[0]
+found = run.replicates(lambda seed: experiments.edits(seed, p, *world))
 
 # %% tags=["hide-input"]
 names = ("naive", "SDFT")
-
-
 at_one = {name: found[f"{name} learned"][:, ONE, :2].mean(0) for name in names}
 ends = "; ".join(f"{name} {success:.2f} / {preserved:.2f}" for name, (success, preserved) in at_one.items())
 
@@ -143,30 +137,26 @@ def draw_trade_off():
 # is better.
 
 # %% tags=["hide-input"]
-figures.show(
-    run,
-    "trade-off",
-    draw_trade_off,
-    alt="Success of the edit against the share of preserved digits, one line a model and direction, dots at the "
-    f"strengths. Learned direction at strength 1, success / preserved: {ends}.",
-)
+alt = "Success of the edit against the share of preserved digits, one line a model and direction, dots at the "
+alt += f"strengths. Learned direction at strength 1, success / preserved: {ends}."
+figures.show(run, "trade-off", draw_trade_off, alt)
 
 # %% [markdown]
 # ### Over the strength
 # The first inputs of the first seed, not selected. Upper rows: the naive model; lower rows: SDFT.
 
 # %% tags=["hide-input"]
-originals, edited = torch.from_numpy(first["inputs"]), [torch.from_numpy(first[f"{n} images"]) for n in names]
+originals, edited = found["inputs"][0], [found[f"{name} images"][0] for name in names]
 
 
 def draw_strength(k):
     """Inputs, and the edits of both models at one strength."""
-    pictures = torch.cat([originals, *(images[k] for images in edited)])
-    return figures.image_grid(pictures, ncols=len(originals), row_labels=["input", *names], cell=0.55)
+    pictures = np.concatenate([originals, *(images[k] for images in edited)])
+    return figures.image_grid(pictures, len(originals), row_labels=["input", *names], cell=0.55)
 
 
 def words(k):
-    success = ", ".join(f"{first[f'{name} learned'][k, 0]:.2f} {name}" for name in names)
+    success = ", ".join(f"{found[f'{name} learned'][0, k, 0]:.2f} {name}" for name in names)
     return f"strength {strengths[k]:g}: success {success}"
 
 
@@ -174,24 +164,19 @@ frames = [(f"{c:g}", lambda k=k: draw_strength(k)) for k, c in enumerate(strengt
 figures.slider(run, "strength", frames, "strength", alt=[words(k) for k in range(len(strengths))])
 
 # %% tags=["hide-input"]
-columns = torch.stack([originals, *(images for stack in edited for images in stack)], dim=1)
+grid = np.concatenate(np.stack([originals, *np.concatenate(edited)], axis=1))  # an input and its edits a row
 titles = ["input", *(f"{name}\n{c:g}" for name in names for c in strengths)]
-figures.show(
-    run,
-    "edits",
-    lambda: figures.image_grid(columns.flatten(0, 1), ncols=len(titles), titles=titles, cell=0.55),
-    alt=f"{len(originals)} inputs in rows, then the edits by the naive and by the SDFT model at strengths "
-    f"{', '.join(f'{c:g}' for c in strengths)}. Success / preserved at strength 1, all seeds: {ends}.",
-    kind="png",
-)
+alt = f"{len(originals)} inputs in rows, then the edits by the naive and by the SDFT model at strengths "
+alt += f"{', '.join(f'{c:g}' for c in strengths)}. Success / preserved at strength 1, all seeds: {ends}."
+figures.show(run, "edits", lambda: figures.image_grid(grid, len(titles), titles, cell=0.55), alt, "png")
 
 # %% [markdown]
 # ### In numbers
 # At strength 1, mean over seeds.
 
 # %% tags=["hide-input"]
-kinds = {"unedited": ("learned", ZERO), "learned": ("learned", ONE), "random": ("random", 0)}
-kinds["from the source"] = ("from the source", 0)
+kinds = {"unedited": ("learned", ZERO), "learned": ("learned", ONE)}
+kinds |= {name: (name, 0) for name in ("random", "from the source")}
 table = []
 for name in names:
     for label, (direction, at) in kinds.items():
@@ -224,7 +209,7 @@ run.claim(
     gain_preserved=ours[:, ONE, 1] - naive[:, ONE, 1],
     edited=ours[:, ONE, 0] - ours[:, ZERO, 0],
     random_direction=found["SDFT random"][:, 0, 0] - ours[:, ZERO, 0],
-    strength_zero=float(found["difference"].max()),
+    strength_zero=max(float(found[f"{name} difference"].max()) for name in names),
 )
 
 # %% [markdown]

@@ -12,14 +12,12 @@
 # ## Question
 # SDFT's limited and biased target is cut out of a large collection: the images most similar to a prompt. How pure is
 # such a selection, how does that depend on the threshold, and what gets biased besides what the prompt asks for?
-
-# %% [markdown]
+#
 # ## Claim
 # **S6** (Supplement, Sec. 2). A biased subset can be selected by thresholding the similarity to a prompt. The paper
 # takes 1,437 of about 25,000 artistic faces (5.7 %) by CLIP and "a realistic painting of an expressionless man without
 # glasses", then removes wrong ones by hand.
-
-# %% [markdown]
+#
 # ## Method
 # The collection is the 1,797 handwritten digits. The prompt is a set of *printed* digits of one class, and the features
 # are those of a classifier trained on printed digits alone. So the scorer has never seen an image of the collection or
@@ -51,7 +49,6 @@ prompt: str = "a realistic painting of an expressionless man without glasses"  #
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
-from tqdm.auto import tqdm
 
 from lib.ground import folder
 from lib.measures import clip as clips
@@ -77,8 +74,7 @@ print(f"prompt: {len(prompts.labels) // 10} printed digits")
 # `selection` trains one scorer and ranks the whole collection for each of the ten classes.
 
 # %%
-rows = [experiments.selection(seed, p, run.device) for seed in tqdm(run.seed_list)]
-found, first = experiments.collect(rows), rows[0]  # by class: (seeds, 10)
+found = run.replicates(lambda seed: experiments.selection(seed, p, run.device))  # by class: (seeds, 10)
 selected = experiments.selected(p.share, total)
 
 # %% [markdown]
@@ -106,31 +102,21 @@ def draw_threshold():
 
 
 precision = found["precision"]
-figures.show(
-    run,
-    "threshold",
-    draw_threshold,
-    alt="Share selected against the threshold, and precision against the share selected. "
-    f"At {p.share:.1%} selected the precision is {precision.mean():.3f} on average, "
-    f"{precision.mean(0).min():.3f} for the worst class.",
-)
+alt = "Share selected against the threshold, and precision against the share selected. "
+alt += f"At {p.share:.1%} selected the precision is {precision.mean():.3f} on average, "
+alt += f"{precision.mean(0).min():.3f} for the worst class."
+figures.show(run, "threshold", draw_threshold, alt)
 
 # %% [markdown]
 # ### What is selected
 # One wanted class a row: the eight most similar images, then the last eight above the threshold; first seed.
 
 # %% tags=["hide-input"]
-chosen = collection.images[first["shown"]]  # (classes, 16, 1, size, size)
-figures.show(
-    run,
-    "selected",
-    lambda: figures.image_grid(
-        chosen.flatten(0, 1), ncols=chosen.shape[1], row_labels=[str(k) for k in range(10)], cell=0.4
-    ),
-    alt="A row of handwritten digits for each wanted class: the eight most similar to the prompt and the last eight "
-    f"that were selected. Precision of the first seed, class by class: {', '.join(f'{v:.2f}' for v in precision[0])}.",
-    kind="png",
-)
+shown, labels = found["shown"][0], [str(k) for k in range(10)]  # (classes, 16)
+grid, n = collection.images[shown.flatten()], shown.shape[1]
+alt = "A row of handwritten digits for each wanted class: the eight most similar to the prompt and the last eight that "
+alt += f"were selected. Precision of the first seed, class by class: {', '.join(f'{v:.2f}' for v in precision[0])}."
+figures.show(run, "selected", lambda: figures.image_grid(grid, n, row_labels=labels, cell=0.4), alt, "png")
 
 # %% [markdown]
 # ### What else gets biased
@@ -151,13 +137,9 @@ def draw_bias():
 
 
 shift = np.abs(found["bias"]).mean(1)  # (seeds, 2)
-figures.show(
-    run,
-    "bias",
-    draw_bias,
-    alt="Shift of ink and slant in the selected images of each class, in standard deviations. Mean absolute shift: "
-    f"{shift[:, 0].mean():.2f} for ink, {shift[:, 1].mean():.2f} for slant.",
-)
+alt = "Shift of ink and slant in the selected images of each class, in standard deviations. Mean absolute shift: "
+alt += f"{shift[:, 0].mean():.2f} for ink, {shift[:, 1].mean():.2f} for slant."
+figures.show(run, "bias", draw_bias, alt)
 
 # %% tags=["hide-input"]
 measured = {name: found[name].mean(1) for name in ("precision", "average_precision")}
@@ -174,17 +156,11 @@ run.claim("S6", **measured, random_precision=found["random"].mean(1))
 # %% tags=["hide-input"]
 if p.images:
     files, scored = clips.score_folder(clips.load(p.clip, run.device), p.images, p.prompt)
-    count = experiments.selected(p.share, len(files))
-    ends = [*files[:8], *files[8:][-8:]]
+    count, ends = experiments.selected(p.share, len(files)), [*files[:8], *files[8:][-8:]]
     pictures = folder.collect([(file.name, file) for file in ends], 96, 3, "refuse", p.images).images
-    figures.show(
-        run,
-        "own",
-        lambda: figures.image_grid(pictures, ncols=8),
-        alt=f"The most and the least similar of {len(files)} images to '{p.prompt}', cosines {scored[0]:.3f} to "
-        f"{scored[-1]:.3f}; {count} selected above {scored[count - 1]:.3f}.",
-        kind="png",
-    )
+    alt = f"The most and the least similar of {len(files)} images to '{p.prompt}', cosines {scored[0]:.3f} to "
+    alt += f"{scored[-1]:.3f}; {count} selected above {scored[count - 1]:.3f}."
+    figures.show(run, "own", lambda: figures.image_grid(pictures, ncols=8), alt, "png")
     run.table("selected", [{"file": files[i].name, "cosine": float(scored[i])} for i in range(count)])
 
 # %% [markdown]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from lib.ground.nets import Stack
 from lib.ground.toy2d import Mixture
 from lib.papers.rdmd import method as rdmd
 from lib.papers.rdmd import quantiles, toy
+from lib.record.run import stacked
 
 PICTURED = 400  # points of a drawn map
 
@@ -46,21 +47,15 @@ def circle_spread(s: float, lambda_: float) -> float:
 
 
 def trained_maps(
-    seeds: Sequence[int],
-    lambdas: Sequence[float],
-    p: SimpleNamespace,
-    teacher: Stack,
-    score: Stack | Mixture,
-    start: Stack | None = None,
+    seeds: Sequence[int], lambdas: Sequence[float], p: Any, score: Stack | Mixture, fake: Stack, generator: Stack
 ) -> dict[str, np.ndarray]:
     """Measures of `toy.judge_map` for trained generators, arrays (seeds, lambdas), on fresh points (R2, R3).
 
-    Teacher and start (by default the teacher) have one member a seed. "outputs" (seeds, lambdas, 400, 2) belong to the
-    inputs of `optimal_maps`.
+    Copies of `fake` and `generator`, one member a seed, are where the training starts. "outputs" (seeds, lambdas, 400,
+    2) belong to the inputs of `optimal_map`.
     """
-    copies = [*range(len(seeds))] * len(lambdas)
-    members = (stack.select(copies) for stack in (teacher, start or teacher))
-    generator = toy.train_generators(seeds, lambdas, p, score, *members)
+    copies = (stack.select([*range(len(seeds))] * len(lambdas)) for stack in (fake, generator))
+    generator = toy.train_generators(seeds, lambdas, p, score, *copies)
 
     def outputs(x: torch.Tensor) -> np.ndarray:  # (seeds, n, 2) to (seeds, lambdas, n, 2)
         rows = x.repeat(len(lambdas), 1, 1).flatten(0, 1).to(generator.members[0].device)
@@ -68,28 +63,22 @@ def trained_maps(
         return y.transpose(0, 1).double().cpu().numpy()
 
     x, target = toy.draw(seeds, p.judged_points, "fresh", p)
-    judged = [
-        [toy.judge_map(a.double().numpy(), b, c.double().numpy()) for b in maps]
-        for a, maps, c in zip(x, outputs(x), target, strict=True)
-    ]
-    measures = {key: np.array([[row[key] for row in rows] for rows in judged]) for key in judged[0][0]}
+    judged = zip(x.double().numpy(), outputs(x), target.double().numpy(), strict=True)
+    measures = stacked(stacked(toy.judge_map(a, b, c) for b in maps) for a, maps, c in judged)
     return measures | {"outputs": outputs(toy.draw(seeds, PICTURED, "picture", p)[0])}
 
 
-def optimal_maps(seeds: Sequence[int], p: SimpleNamespace) -> dict[str, np.ndarray]:
-    """The same for POT's exact map between the judged points, arrays (seeds,), and maps of points to be drawn.
+def optimal_map(seed: int, p: Any) -> dict[str, Any]:
+    """The same for POT's exact map between the judged points of one seed, and a map of points to be drawn.
 
     "floor" is the 2-Wasserstein distance of two samples of the target, what a perfect generator would score; "inputs"
-    and "outputs" are (seeds, 400, 2).
+    and "outputs" are (400, 2).
     """
-    pairs = [toy.draw(seeds, n, purpose, p) for n, purpose in ((p.judged_points, "fresh"), (PICTURED, "picture"))]
-    (x, y), (inputs, ends) = ([part.double().numpy() for part in pair] for pair in pairs)
-    others = toy.draw(seeds, p.judged_points, "floor", p)[1].double().numpy()
-    judged = [toy.judge_map(a, toy.transport_map(a, b), b) for a, b in zip(x, y, strict=True)]
-    measures = {key: np.array([row[key] for row in judged]) for key in judged[0]}
-    floor = np.array([math.sqrt(toy.w2_squared(a, b)) for a, b in zip(y, others, strict=True)])
-    maps = np.stack([toy.transport_map(a, b) for a, b in zip(inputs, ends, strict=True)])
-    return measures | {"floor": floor, "inputs": inputs, "outputs": maps}
+    sets = ((p.judged_points, "fresh"), (PICTURED, "picture"), (p.judged_points, "floor"))
+    drawn = [[part[0].double().numpy() for part in toy.draw([seed], n, purpose, p)] for n, purpose in sets]
+    (x, y), (inputs, ends), (_, other) = drawn
+    maps = {"inputs": inputs, "outputs": toy.transport_map(inputs, ends)}
+    return toy.judge_map(x, toy.transport_map(x, y), y) | {"floor": math.sqrt(toy.w2_squared(y, other))} | maps
 
 
 def gaussian_slope(s: float) -> float:

@@ -9,8 +9,7 @@ Denoisers are callables ``D(x, sigma)``, noise is variance exploding, ``x_sigma 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,29 +20,22 @@ from torch import Tensor
 from lib.ground.diffusion import karras_sigmas
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
+Factor = Tensor | float  # one for each sample, (n,), or one for all
 
 # ------------------------------------------------------------ the two losses (Sec. 3.1), for points and images alike
 
 
 def generator_loss(
-    generator: Callable[[Tensor], Tensor],
-    fake: Denoiser,
-    teacher: Denoiser,
-    x: Tensor,
-    eps: Tensor,
-    sigma: Tensor,
-    omega: Tensor | float,
-    lambda_: Tensor | float,
+    x: Tensor, y: Tensor, fake: Denoiser, teacher: Denoiser, eps: Tensor, sigma: Tensor, omega: Factor, lambda_: Factor
 ) -> tuple[Tensor, Tensor]:
     """Loss whose gradient in the generator is that of the regularised objective L^lambda (Sec. 3.1).
 
     The gradient of the Kullback-Leibler term is ``omega (score_fake - score_teacher) dG``, with Tweedie's
-    ``score = (D - x_sigma) / sigma^2``. It is held fixed and multiplied with the generator's output, so the loss's
-    value tells nothing of the progress; the second result, the mean cost |x - G(x)|^2, does. Source samples x and noise
-    eps are (n, ...), noise levels sigma (n,), lambda_ a number or (n,), and so is omega: omega(sigma) over the density
-    with which sigma was drawn.
+    ``score = (D - x_sigma) / sigma^2``. It is held fixed and multiplied with the generator's output ``y = G(x)``, so
+    the loss's value tells nothing of the progress; the second result, the mean cost |x - G(x)|^2, does. Source samples
+    x, outputs y and noise eps are (n, ...), noise levels sigma (n,); omega is omega(sigma) over the density with which
+    sigma was drawn.
     """
-    y = generator(x)
     with torch.no_grad():
         level = _column(sigma, x)
         noisy = y + level * eps
@@ -53,10 +45,10 @@ def generator_loss(
     return loss, cost.detach().mean()
 
 
-def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Tensor | float = 1.0) -> Tensor:
+def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Factor = 1.0) -> Tensor:
     """Denoising loss of the fake model on the generator's output y (Sec. 3.1); on real data also that of a teacher.
 
-    Samples y and noise eps are (n, ...), noise levels sigma (n,), the weight beta(sigma) (n,) or a number. No gradient
+    Samples y and noise eps are (n, ...), noise levels sigma (n,); beta is the weight beta(sigma). No gradient
     flows into y.
     """
     y = y.detach()
@@ -64,8 +56,8 @@ def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor, beta: Tenso
     return (beta * error).mean()
 
 
-def _column(value: Tensor | float, x: Tensor) -> Tensor:
-    """A number or values (n,) in a shape that multiplies x (n, ...)."""
+def _column(value: Factor, x: Tensor) -> Tensor:
+    """A factor in a shape that multiplies x (n, ...)."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -106,10 +98,10 @@ def weightings(nodes: int = 200) -> dict[str, Weighting]:
 # ------------------------------------------------------------- Fig. 2: N(0, I) to N(0, s^2 I) with G(x) = r C(alpha) x
 
 
-def gaussian_kl(r: np.ndarray, s: float, sigma: np.ndarray, d: int = 2) -> np.ndarray:
-    """KL(N(0, (r^2 + sigma^2) I) || N(0, (s^2 + sigma^2) I)) in d dimensions; arguments broadcast."""
+def gaussian_kl(r: np.ndarray, s: float, sigma: np.ndarray) -> np.ndarray:
+    """KL(N(0, (r^2 + sigma^2) I) || N(0, (s^2 + sigma^2) I)) in the plane; arguments broadcast."""
     excess = (r**2 - s**2) / (s**2 + sigma**2)
-    return d / 2 * (excess - np.log1p(excess))
+    return excess - np.log1p(excess)
 
 
 def transport_cost(r: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -148,10 +140,7 @@ def stationary_radius(s: float, lambda_: float, weighting: Weighting) -> float:
 
 
 def minimum_by_quadrature(
-    s: float,
-    lambda_: float,
-    omega: Callable[[float], float] = lambda sigma: 1.0,
-    start: tuple[float, float] = (0.5, 2.0),
+    s: float, lambda_: float, omega: Callable[[float], float] = lambda sigma: 1.0, start: Sequence[float] = (0.5, 2.0)
 ) -> tuple[float, float]:
     """Radius and angle of the minimum, with scipy's adaptive quadrature over sigma and a quasi-Newton search.
 
@@ -185,20 +174,19 @@ def linear_descent(
     start A is `rotation` for the family of Fig. 2.
     """
     A = A.clone().requires_grad_()
-    sigmas, weights = torch.as_tensor(weighting.sigmas), torch.as_tensor(weighting.weights)
+    sigmas, weights = map(torch.as_tensor, weighting)  # (m,)
     cubature = torch.cat([2 * torch.eye(4, dtype=A.dtype), -2 * torch.eye(4, dtype=A.dtype)])  # (8, 4)
-    rows = cubature.repeat(len(sigmas), 1)  # (8 m, 4)
+    x, eps = cubature.repeat(len(sigmas), 1).split(2, dim=1)  # each (8 m, 2)
     sigma, omega = sigmas.repeat_interleave(8), (weights * len(sigmas)).repeat_interleave(8)  # (8 m,)
-    identity = torch.eye(2, dtype=A.dtype)
 
     def denoiser(covariance: Tensor) -> Denoiser:
         axes, basis = torch.linalg.eigh(covariance)
         return lambda x, level: (x @ basis) * (axes / (axes + level[:, None] ** 2)) @ basis.T
 
+    teacher = denoiser(s**2 * torch.eye(2, dtype=A.dtype))
     for _ in range(steps):
-        fake, teacher = denoiser((A @ A.T).detach()), denoiser(s**2 * identity)
-        generator = partial(torch.nn.functional.linear, weight=A)
-        loss, _ = generator_loss(generator, fake, teacher, rows[:, :2], rows[:, 2:], sigma, omega, lambda_)
+        fake = denoiser((A @ A.T).detach())
+        loss, _ = generator_loss(x, x @ A.T, fake, teacher, eps, sigma, omega, lambda_)
         (gradient,) = torch.autograd.grad(loss, A)
         with torch.no_grad():
             A -= rate * gradient

@@ -24,13 +24,13 @@ def edge_quantiles(u: np.ndarray) -> np.ndarray:
     return (low + high) / 2
 
 
-def quantile_objective(n: int, levels: int = 14) -> Callable[[Tensor, float], Tensor]:
+def quantile_objective(n: int) -> Callable[[Tensor, float], Tensor]:
     """Objective L^lambda of a map of n quantiles of U(0, 1), as a function of its values g (n,) and lambda.
 
     The output law is ``mean N(g_i, sigma^2)``, its divergence from the noised target is a sum over a grid finer than
-    sigma, and the integral over sigma in [0.02, 2] with omega = 1 a trapezoid rule over geometric levels.
+    sigma, and the integral over sigma in [0.02, 2] with omega = 1 a trapezoid rule over 14 geometric levels.
     """
-    sigmas = torch.logspace(math.log10(0.02), math.log10(2.0), levels, dtype=torch.float64)
+    sigmas = torch.logspace(math.log10(0.02), math.log10(2.0), 14, dtype=torch.float64)
     truth = torch.as_tensor(edge_quantiles((np.arange(8 * n) + 0.5) / (8 * n)))
     x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     grids = [torch.arange(-6 * float(s), 1 + 6 * float(s), float(s) / 3, dtype=torch.float64) for s in sigmas]
@@ -51,7 +51,7 @@ def quantile_objective(n: int, levels: int = 14) -> Callable[[Tensor, float], Te
     return objective
 
 
-def quantile_map(lambda_: float, start: np.ndarray, iterations: int = 500) -> np.ndarray:
+def quantile_map(lambda_: float, start: np.ndarray) -> np.ndarray:
     """Minimise `quantile_objective` by L-BFGS from the values `start` (n,); returns the map's values (n,)."""
     objective = quantile_objective(len(start))
 
@@ -62,5 +62,5 @@ def quantile_map(lambda_: float, start: np.ndarray, iterations: int = 500) -> np
         assert point.grad is not None
         return loss.item(), point.grad.numpy()
 
-    options = {"maxiter": iterations, "maxfun": 2 * iterations, "ftol": 1e-15, "gtol": 1e-10}
+    options = {"maxiter": 500, "maxfun": 1000, "ftol": 1e-15, "gtol": 1e-10}
     return optimize.minimize(value, start, jac=True, method="L-BFGS-B", options=options).x

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,9 @@ from lib.ground.train import train
 from lib.papers.rdmd import method as rdmd
 
 SIGMA_RANGE = (0.1, 10.0)  # noise levels drawn log-uniformly, for the teacher, the fake and the generator
-STREAMS = {  # of random numbers, by what is added to the seed; every seed below 10,000 has its own of each
-    "points": 0,
-    "fresh": 1_000_000,
-    "floor": 1_010_000,
-    "teacher": 2_000_000,
-    "generator": 3_000_000,
-    "picture": 4_000_000,
-}
+# Streams of random numbers, by what is added to the seed; every seed below 10,000 has its own of each.
+STREAMS = {"points": 0, "fresh": 1_000_000, "floor": 1_010_000, "teacher": 2_000_000, "generator": 3_000_000}
+STREAMS |= {"picture": 4_000_000}
 
 # ------------------------------------------------------------------------------------------- random numbers by seed
 
@@ -42,12 +36,12 @@ def stream(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(STREAMS[purpose] + seed)
 
 
-def laws(p: SimpleNamespace) -> tuple[Mixture, Mixture]:
+def laws(p: Any) -> tuple[Mixture, Mixture]:
     """Source and target of Fig. 3."""
     return toy2d.Gaussian(torch.zeros(2), 1.0), toy2d.eight_gaussians(p.radius, p.std)
 
 
-def draw(seeds: Sequence[int], n: int, purpose: str, p: SimpleNamespace) -> tuple[Tensor, Tensor]:
+def draw(seeds: Sequence[int], n: int, purpose: str, p: Any) -> tuple[Tensor, Tensor]:
     """Points of source and target, each (seeds, n, 2)."""
     streams = [stream(seed, purpose) for seed in seeds]
     source, target = (torch.stack([law.sample(n, generator) for generator in streams]) for law in laws(p))
@@ -71,7 +65,7 @@ def noise(n: int, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------- training
 
 
-def denoisers(seeds: Sequence[int], p: SimpleNamespace) -> Stack:
+def denoisers(seeds: Sequence[int], p: Any) -> Stack:
     """Untrained denoisers of the plane, the weights of a member drawn with its seed."""
     members = []
     with torch.random.fork_rng(devices=[]):
@@ -82,7 +76,7 @@ def denoisers(seeds: Sequence[int], p: SimpleNamespace) -> Stack:
     return Stack(members)
 
 
-def deviation(p: SimpleNamespace) -> float:
+def deviation(p: Any) -> float:
     """Standard deviation of the target along an axis."""
     return math.sqrt(p.radius**2 / 2 + p.std**2)
 
@@ -92,31 +86,25 @@ def generate(generator: Stack, x: Tensor) -> Tensor:
     return generator.rows(x, torch.ones_like(x[:, 0]))
 
 
-def train_teacher(seeds: Sequence[int], p: SimpleNamespace, device: torch.device) -> Stack:
+def train_teacher(seeds: Sequence[int], p: Any, device: torch.device) -> Stack:
     """Train one denoiser of the target's `p.points` points for each seed, and freeze it."""
     stack, streams = denoisers(seeds, p).to(device), [stream(seed, "teacher") for seed in seeds]
     _, target = draw(seeds, p.points, "points", p)
-    optimizers = _optimizers(stack, p.fake_rate, p.teacher_steps)
+    adam = _adam(stack, p.fake_rate, p.teacher_steps)
 
     def sample(_: torch.Generator) -> list[Tensor]:
         drawn = (pick(target, 4 * p.batch, streams), *noise(4 * p.batch, streams))
         return [part.flatten(0, 1).to(device) for part in drawn]
 
     def step(batch: list[Tensor]) -> dict[str, Tensor]:
-        y, eps, sigma = batch
-        return {"teacher": _descend(rdmd.fake_loss(stack.rows, y, eps, sigma, _beta(sigma, p)), stack, optimizers)}
+        return {"teacher": _denoise(stack, adam, p, *batch)}
 
-    train(step, sample, {"teacher": stack}, optimizers, p.teacher_steps)
+    train(step, sample, {"teacher": stack}, {"teacher": adam}, p.teacher_steps)
     return stack.requires_grad_(False)
 
 
 def train_generators(
-    seeds: Sequence[int],
-    lambdas: Sequence[float],
-    p: SimpleNamespace,
-    score: Stack | Mixture,
-    fake: Stack,
-    generator: Stack,
+    seeds: Sequence[int], lambdas: Sequence[float], p: Any, score: Stack | Mixture, fake: Stack, generator: Stack
 ) -> Stack:
     """Train RDMD generators for every lambda and seed, in place: the coordinate descent of Sec. 3.1, omega = 1.
 
@@ -130,8 +118,9 @@ def train_generators(
     truth = score.select([*range(len(seeds))] * len(lambdas)).rows if isinstance(score, Stack) else score.denoise
     weights = torch.tensor(lambdas).repeat_interleave(len(seeds) * p.batch).to(device)  # (rows,)
     points, streams = draw(seeds, p.points, "points", p)[0], [stream(seed, "generator") for seed in seeds]
-    fake_optimizers = _optimizers(fake, p.fake_rate, p.warm_up + p.steps * p.fake_steps)
-    own_optimizers = _optimizers(generator, p.rate, p.steps)
+    modules = {"fake": fake, "generator": generator}
+    adams = {"fake": _adam(fake, p.fake_rate, p.warm_up + p.steps * p.fake_steps)}
+    adams["generator"] = _adam(generator, p.rate, p.steps)
 
     def rows(part: Tensor) -> Tensor:  # (seeds, n, ...) to (lambdas * seeds * n, ...)
         return part.repeat(len(lambdas), *[1] * (part.ndim - 1)).flatten(0, 1).to(device)
@@ -140,47 +129,46 @@ def train_generators(
         x = rows(pick(points, p.batch, streams))
         return x, [[rows(part) for part in noise(p.batch, streams)] for _ in range(p.fake_steps + 1)]
 
-    def update_fake(y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        return _descend(rdmd.fake_loss(fake.rows, y, eps, sigma, _beta(sigma, p)), fake, fake_optimizers)
-
     def first_step(draws: tuple[Tensor, list[list[Tensor]]]) -> dict[str, Tensor]:
         x, (level, *_) = draws
         with torch.no_grad():
             y = generate(generator, x)
-        return {"fake": update_fake(y, *level)}
+        return {"fake": _denoise(fake, adams["fake"], p, y, *level)}
 
     def step(draws: tuple[Tensor, list[list[Tensor]]]) -> dict[str, Tensor]:
         x, (*early, (eps, sigma)) = draws
         y = generate(generator, x)
-        losses = [update_fake(y, *level) for level in early]
+        losses = [_denoise(fake, adams["fake"], p, y, *level) for level in early]
         density = 1 / (sigma * math.log(SIGMA_RANGE[1] / SIGMA_RANGE[0]))
-        loss, cost = rdmd.generator_loss(lambda _: y, fake.rows, truth, x, eps, sigma, 1 / density, weights)
-        _descend(loss, generator, own_optimizers)
+        loss, cost = rdmd.generator_loss(x, y, fake.rows, truth, eps, sigma, 1 / density, weights)
+        _descend(loss, generator, adams["generator"])
         return {"fake": losses[-1], "cost": cost}
 
-    train(first_step, sample, {"fake": fake}, fake_optimizers, p.warm_up)
-    both = {f"fake_{k}": v for k, v in fake_optimizers.items()} | {f"own_{k}": v for k, v in own_optimizers.items()}
-    train(step, sample, {"generator": generator, "fake": fake}, both, p.steps)
+    train(first_step, sample, modules, adams, p.warm_up)
+    train(step, sample, modules, adams, p.steps)
     return generator.requires_grad_(False)
 
 
-def _beta(sigma: Tensor, p: SimpleNamespace) -> Tensor:
-    """Weight of the denoising losses, EDM's: errors count alike at every level (Karras et al. 2022, Tab. 1)."""
-    return sigma**-2 + deviation(p) ** -2
+def _denoise(stack: Stack, adam: torch.optim.Adam, p: Any, y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+    """One update of denoisers on clean rows y, the levels weighted as in EDM: errors count alike at every level."""
+    beta = sigma**-2 + deviation(p) ** -2  # Karras et al. 2022, Tab. 1
+    return _descend(rdmd.fake_loss(stack.rows, y, eps, sigma, beta), stack, adam)
 
 
-def _optimizers(stack: Stack, rate: float, steps: int) -> dict[str, Any]:
-    adam = torch.optim.Adam(stack.parameters(), lr=rate, foreach=True)
-    return {"adam": adam, "cosine": torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)}
-
-
-def _descend(loss: Tensor, stack: Stack, optimizers: dict[str, Any]) -> Tensor:
+def _descend(loss: Tensor, stack: Stack, adam: torch.optim.Adam) -> Tensor:
     """One update; the mean over all rows times the number of members is the sum of the members' own losses."""
-    optimizers["adam"].zero_grad(set_to_none=True)
+    adam.zero_grad()
     (len(stack) * loss).backward()
-    optimizers["adam"].step()
-    optimizers["cosine"].step()
+    adam.step()
     return loss.detach()
+
+
+def _adam(stack: Stack, rate: float, steps: int) -> torch.optim.Adam:
+    """Adam whose rate falls along a cosine, a little after each of its `steps` steps."""
+    adam = torch.optim.Adam(stack.parameters(), lr=rate, foreach=True)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    adam.register_step_post_hook(lambda *_: cosine.step())
+    return adam
 
 
 # ----------------------------------------------------------------------------------------------- measures of a map

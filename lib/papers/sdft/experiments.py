@@ -1,6 +1,6 @@
 """What one replicate of each SDFT experiment measures, from one seed and `p`, the parameters of its notebook.
 
-Each function returns small arrays by name; :func:`collect` stacks those of several seeds.
+Each function returns small arrays by name; `lib.record.run.Run.replicates` stacks those of several seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lib.papers.sdft import traits
 from lib.worlds import digits
 from lib.worlds import judge as judging
 
-Arrays = dict[str, np.ndarray]
+Measured = dict[str, Any]  # numbers and arrays by name
 Look = Callable[[Model], Tensor] | None
 MISSING = [k for k in range(10) if k not in digits.KEPT]
 SHARES = ("realism", "agreement", "coverage", "frechet")  # measures of `limited_data`
@@ -36,11 +36,7 @@ KEEPING = ("realism", "kept", "kept_seen", "kept_missing", "distance")  # measur
 EDITING = ("success", "preserved", "realism", "missing")  # measures of `edits`
 SHOWN = 8  # samples kept as pictures
 THRESHOLDS = np.linspace(-0.6, 1, 81)  # on the cosine, of `selection`
-
-
-def collect(rows: list[Arrays]) -> Arrays:
-    """Stack the arrays of several seeds along a new first axis."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+LAMBDAS = ("lambda_distill", "lambda_aux")  # both have one value in an SDFT arm
 
 
 def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
@@ -49,34 +45,31 @@ def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
     return np.array([distances.gain_at_equal_realism(*pair) for pair in pairs])
 
 
-def pure_noise(seed: int, p: Any, unet: Any, schedule: Schedule) -> Arrays:
+def pure_noise(seed: int, p: Any, unet: Any, schedule: Schedule) -> Measured:
     """S1: relative squared error of the noise predicted from pure noise and from noisy images, each (timesteps,)."""
     generator, printed = rng(seed), digits.printed(unet.config.sample_size).images
     eps = torch.randn(p.images, *printed.shape[1:], generator=generator).to(unet.device)
     x0 = printed[torch.randint(len(printed), (p.images,), generator=generator)].to(unet.device)
 
-    def error(x: Tensor, t: Tensor) -> float:
-        with torch.no_grad():
-            return ((eps_model(unet)(x, t) - eps).square().mean() / eps.square().mean()).item()
+    @torch.no_grad()
+    def error(x: Tensor, t: int) -> float:
+        return ((eps_model(unet)(x, diffusion.batch_of(t, x)) - eps).square().mean() / eps.square().mean()).item()
 
-    timesteps = [torch.full((p.images,), t, device=unet.device) for t in range(p.every, schedule.T, p.every)]
-    on_images = [error(schedule.add_noise(x0, eps, t), t) for t in timesteps]
-    return {"noise": np.array([error(eps, t) for t in timesteps]), "images": np.array(on_images)}
+    pairs = [(error(eps, t), error(schedule.add_noise(x0, eps, t), t)) for t in range(p.every, schedule.T, p.every)]
+    return dict(zip(("noise", "images"), np.array(pairs).T, strict=True))
 
 
 def arms(p: Any) -> dict[str, dict[str, float]]:
     """Return the arms of :func:`limited_data`: lambdas and gammas by name."""
-
-    def terms(distill: float, aux: float, gammas: tuple[float, float] = (p.gamma_distill, p.gamma_aux)) -> dict:
-        return {"lambda_distill": distill, "gamma_distill": gammas[0], "lambda_aux": aux, "gamma_aux": gammas[1]}
-
-    L = p.lambda_sdft
-    more = {f"SDFT, {other:g}": terms(other, other) for other in p.lambdas_more}
-    control = {"gamma 0": terms(L, L, (0, 0))}
-    return {"naive": terms(0, 0), "distill": terms(L, 0), "aux": terms(0, L), "SDFT": terms(L, L)} | control | more
+    L, gammas = p.lambda_sdft, {"gamma_distill": p.gamma_distill, "gamma_aux": p.gamma_aux}
+    lambdas = {"naive": (0, 0), "distill": (L, 0), "aux": (0, L), "SDFT": (L, L), "gamma 0": (L, L)}
+    lambdas |= {f"SDFT, {other:g}": (other, other) for other in p.lambdas_more}
+    found = {name: dict(zip(LAMBDAS, pair, strict=True)) | gammas for name, pair in lambdas.items()}
+    found["gamma 0"] |= dict.fromkeys(gammas, 0.0)
+    return found
 
 
-def limited_data(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+def limited_data(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Measured:
     """S2: every arm on one biased draw of the target, sampled from equal noise; SHARES at each checkpoint, and samples.
 
     An arm's array is (checkpoints, measures), the source's (measures,); "samples" are (SHOWN, source and arms, ...).
@@ -96,12 +89,12 @@ def limited_data(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
 
     pictures = [draw(eps_model(unet))]
     of_source = judging.judge(judge, pictures[0])
-    found = {"source": np.array(measure(pictures[0]))}
+    found: Measured = {"source": measure(pictures[0])}
     for name, terms in arms(p).items():
         _, seen = student(unet, schedule, target, p, seed, p.checkpoints, draw, **terms)
-        found[name] = np.array([measure(images) for images in seen])
+        found[name] = [measure(images) for images in seen]
         pictures.append(seen[-1])
-    return found | {"samples": torch.stack(pictures, dim=1)[:SHOWN].numpy()}
+    return found | {"samples": torch.stack(pictures, dim=1)[:SHOWN]}
 
 
 def starts(p: Any) -> list[float]:
@@ -109,7 +102,7 @@ def starts(p: Any) -> list[float]:
     return sorted({0.5, 0.625, *p.starts})
 
 
-def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Measured:
     """S3 and S5: held-out printed digits translated by five methods, and pairs of source and student from one noise.
 
     "METHOD STUDENT" is (starts, KEEPING), "METHOD STUDENT images" (starts, 10, ...) has one input of each class;
@@ -132,24 +125,21 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
         distance = (images.clamp(-1, 1) - x).square().mean((1, 2, 3)).sqrt().mean()
         return [judging.realism(v), *(part.mean().item() for part in (kept, kept[seen], kept[~seen], distance))]
 
-    found: dict[str, Any] = {"inputs": inputs.images[first]}
+    found: Measured = {"inputs": inputs.images[first]}
     models, seen = {}, {"source": decode(source)}
     reference = judging.judge(judge, seen["source"])
     for name, weight, order in (("naive", 0, 0), ("SDFT", p.lambda_sdft, 0), ("naive again", 0, 500_000)):
-        terms = {"lambda_distill": weight, "lambda_aux": weight}
-        look = None if order else decode
-        net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, look, **terms)
-        models[name] = eps_model(net)
-        if pairs:
-            seen[name], verdicts = pairs[-1], [judging.judge(judge, images) for images in pairs]
-            found[f"pairs {name}"] = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
+        terms = dict.fromkeys(LAMBDAS, weight)
+        net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, decode, **terms)
+        models[name], seen[name] = eps_model(net), pairs[-1]
+        verdicts = [judging.judge(judge, images) for images in pairs]
+        found[f"pairs {name}"] = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
 
-    classifier = NoisedClassifier(unet)
-    settings = {"steps": p.classifier_steps, "batch": 2 * p.batch, "lr": p.classifier_lr, "seed": seed}
-    train_noised(classifier, schedule, printed.images.to(unet.device), target, **settings)
+    classifier, data = NoisedClassifier(unet), (printed.images.to(unet.device), target)
+    train_noised(classifier, schedule, *data, p.classifier_steps, 2 * p.batch, p.classifier_lr, seed=seed)
     how, E = {"steps": p.steps, "eta": p.eta, "clip": True}, classifier.features
-    cycle: dict[str, Any] = {"steps": p.pair_steps, "refine": _level(0.1, p.pair_steps), "clip": True}
-    cycle["start"] = _level(p.cycle_start, p.pair_steps)
+    first_level, refine = (_level(share, p.pair_steps) for share in (p.cycle_start, 0.1))
+    cycle: dict[str, Any] = {"start": first_level, "steps": p.pair_steps, "refine": refine, "clip": True}
     methods: dict[str, Callable[[Model, int], Tensor]] = {
         "SDEdit": lambda model, t: translation.sdedit(model, schedule, x, rng(seed), t, **how),
         "ILVR": lambda model, t: translation.ilvr(model, schedule, x, rng(seed), t, **how),
@@ -162,20 +152,19 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
         for name in models if method == "SDEdit" else ("naive", "SDFT"):
             outputs = [translate(models[name], _level(start, p.steps)) for start in times]
             found[f"{method} {name}"] = [measure(y) for y in outputs]
-            found[f"{method} {name} images"] = torch.stack([y[first].cpu() for y in outputs])
+            found[f"{method} {name} images"] = torch.stack([y[first] for y in outputs])
 
     usual = distances.nearest(held_out.images, printed.images)[0].max()
     unusable = distances.nearest(seen["source"].cpu(), printed.images)[0] > usual
     shifted = judging.judge(judge, seen["SDFT"].roll(1, 0))  # beside each source sample, the student's of another noise
     back = translation.ddib(source, source, schedule, x, p.pair_steps, turn, p.iterations)
-    found |= {
+    return found | {
         "unusable": unusable.float().mean(),
         "other_noise": judging.agreement(shifted, reference),
-        "identity": (methods["SDEdit"](source, 0) - x).abs().max().cpu(),
-        "round_trip": (back - x).square().mean().sqrt().cpu(),
-        **{f"pairs {name} images": images[:12].cpu() for name, images in seen.items()},
+        "identity": (methods["SDEdit"](source, 0) - x).abs().max(),
+        "round_trip": (back - x).square().mean().sqrt(),
+        **{f"pairs {name} images": images[:12] for name, images in seen.items()},
     }
-    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def strengths(p: Any) -> list[float]:
@@ -183,11 +172,11 @@ def strengths(p: Any) -> list[float]:
     return sorted({0.0, 1.0, *p.strengths})
 
 
-def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Arrays:
+def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Classifier) -> Measured:
     """S4: the edit "lean right" on both students, by a learned, a mean, a random and the source's direction.
 
-    "STUDENT DIRECTION" is (strengths, EDITING), "STUDENT images" (strengths, SHOWN, ...); "difference" is the largest
-    one of strength 0 to plain sampling.
+    "STUDENT DIRECTION" is (strengths, EDITING), "STUDENT images" (strengths, SHOWN, ...); "STUDENT difference" is the
+    largest one of strength 0 to plain sampling.
     """
     training, held_out = digits.split(digits.handwritten(judge.size))
     slants = traits.slant(training.images)
@@ -199,7 +188,6 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
     leans = slants > wanted
     steering = traits.leaning(training.images, leans, 64, seed, p.classifier_steps, unet.device, blurred=True)
     second = traits.leaning(training.images, leans, 32, seed + 500, p.classifier_steps, unet.device, blurred=False)
-    how = {"steps": p.steps, "start": p.start, "t_edit": p.t_edit}
     levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]
 
     def invert(net: Any, images: Tensor) -> Tensor:
@@ -216,9 +204,9 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
         return [*(v.mean().item() for v in (success, same)), judging.realism(verdicts), same[missing].mean().item()]
 
     of_source = learn(unet, printed.images, invert(unet, printed.images))
-    found: dict[str, Any] = {"inputs": test.images[:SHOWN], "difference": 0.0}
+    found: Measured = {"inputs": test.images[:SHOWN]}
     for name, weight in (("naive", 0.0), ("SDFT", p.lambda_sdft)):
-        terms: dict[str, Any] = {"lambda_distill": weight, "lambda_aux": weight}
+        terms: dict[str, Any] = dict.fromkeys(LAMBDAS, weight)
         net, _ = student(unet, schedule, target.images.to(unet.device), p, seed, [p.tuning_steps], **terms)
         noisy, noisy_target = invert(net, test.images), invert(net, target.images)
         learned, right = learn(net, target.images, noisy_target), traits.above_median(target).to(unet.device)
@@ -229,16 +217,16 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
             "from the source": (of_source, [1.0]),
         }
         for key, (direction, factors) in directions.items():
-            outputs = torch.stack([asyrp.edit(net, schedule, noisy, direction, c, **how) for c in factors])
-            found[f"{name} {key}"] = [measure(images) for images in outputs]
+            edited = [asyrp.edit(net, schedule, noisy, direction, c, p.steps, p.start, p.t_edit) for c in factors]
+            found[f"{name} {key}"] = [measure(images) for images in edited]
             if key == "learned":
                 plain = diffusion.sample_ddim(eps_model(net), schedule, noisy, p.steps, start=p.start)
-                found["difference"] = max(found["difference"], (outputs[0] - plain).abs().max().item())  # strength 0
-                found[f"{name} images"] = outputs[:, :SHOWN].cpu()
-    return {name: np.asarray(value) for name, value in found.items()}
+                found[f"{name} difference"] = (edited[0] - plain).abs().max()  # strength 0
+                found[f"{name} images"] = torch.stack(edited)[:, :SHOWN]
+    return found
 
 
-def selection(seed: int, p: Any, device: torch.device) -> Arrays:
+def selection(seed: int, p: Any, device: torch.device) -> Measured:
     """S6: handwritten digits selected by the similarity to printed ones, for a scorer trained on printed digits alone.
 
     By class (10, ...): precision, its average, recall, that of a random draw, the shift of ink and slant, what is
@@ -246,12 +234,13 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
     """
     collection, (learned, prompts) = digits.handwritten(), digits.split(digits.printed())
     labels, n = collection.labels.numpy(), selected(p.share, len(collection.labels))
+    wanted = labels[:, None] == np.arange(10)  # (images, 10)
     net = traits.scorer(learned, seed, p.steps, device)
     ours, printed = (judging.judge(net, d.images).features for d in (collection, prompts))
     prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
     similarity = F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2).numpy()  # (images, 10)
     order = np.argsort(-similarity, axis=0)  # the most similar first
-    hits = labels[order] == np.arange(10)  # whether the image at each rank is of the wanted class
+    hits = np.take_along_axis(wanted, order, 0)  # whether the image at each rank is of the wanted class
     purity = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
     images = collection.images.double()
     looks = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, traits.slant(images)], dim=1).numpy()  # (images, 2)
@@ -260,12 +249,11 @@ def selection(seed: int, p: Any, device: torch.device) -> Arrays:
         mine, kept = looks[labels == k], looks[top[labels[top] == k]]
         if len(kept):
             bias[k] = (kept.mean(0) - mine.mean(0)) / mine.std(0)
-    drawn = np.random.default_rng(seed).permutation(labels)[:n]
     return {
         "precision": purity[n - 1],
-        "average_precision": np.array([average_precision_score(labels == k, similarity[:, k]) for k in range(10)]),
+        "average_precision": average_precision_score(wanted, similarity, average=None),
         "recall": purity[n - 1] * n / np.bincount(labels),
-        "random": (drawn[:, None] == np.arange(10)).mean(0),
+        "random": np.random.default_rng(seed).permutation(wanted)[:n].mean(0),
         "bias": bias,
         "shown": order[[*range(8), *range(max(0, n - 8), n)]].T,
         "passed": (similarity[None] > THRESHOLDS[:, None, None]).mean(1),

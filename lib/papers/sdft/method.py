@@ -17,6 +17,7 @@ from lib.ground.nets import eps_model
 from lib.ground.train import History
 from lib.record.parameters import non_negative
 
+OnStep = Callable[[int, nn.Module], None]
 NEGLIGIBLE = 1e-7  # float32's rounding of 1: a weight below it does not change the loss
 
 
@@ -69,13 +70,7 @@ def loss(
 
 
 def finetune(
-    source: nn.Module,
-    schedule: Schedule,
-    images: Tensor,
-    steps: int,
-    options: Options,
-    on_step: Callable[[int, nn.Module], None] | None = None,
-    **terms: Any,
+    source: nn.Module, schedule: Schedule, images: Tensor, steps: int, options: Options, on_step: OnStep, **terms: Any
 ) -> tuple[nn.Module, History]:
     """Fine-tune a copy of the U-Net `source` on images (n, c, h, w) in [-1, 1]; `terms` are lambdas and gammas.
 
@@ -86,8 +81,9 @@ def finetune(
     student = copy.deepcopy(source).to(**layout).requires_grad_(True)
     teacher = copy.deepcopy(source).to(**layout).requires_grad_(False).eval()
     total = partial(loss, eps_model(student), eps_model(teacher), schedule, **terms)
-    after = None if on_step is None else lambda i, history: on_step(i, student)
-    return student, finetuning.finetune(student, schedule, images, total, steps, options, after)
+    return student, finetuning.finetune(
+        student, schedule, images, total, steps, options, lambda i, _: on_step(i, student)
+    )
 
 
 def _predict(model: Model, inputs: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from lib.worlds import digits
 from lib.worlds import judge as judging
+
+Loss = Callable[[Any, int, torch.Generator], Tensor]  # of a network on batch i, which it draws
 
 
 def slant(images: Tensor) -> Tensor:
@@ -29,16 +32,19 @@ def above_median(digits_: digits.Digits) -> Tensor:
     return values > torch.stack([values[labels == k].median() for k in labels])
 
 
-def _fit(net: nn.Module, steps: int, loss: Callable[[int], Tensor], cosine: bool = False) -> nn.Module:
-    """Train a small classifier by AdamW; ``loss(i)`` draws batch i."""
+def _fit(make: Callable[[], Any], loss: Loss, steps: int, seed: int, device: torch.device, falling: bool) -> Any:
+    """Train a small classifier by AdamW, its rate `falling` along a cosine or not; weights and batches from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = make().to(device)
+    generator = torch.Generator().manual_seed(seed)
     rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps) if cosine else None
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps, eta_min=0.0 if falling else 3e-3)
     for i in range(steps):
         rule.zero_grad()
-        loss(i).backward()
+        loss(net, i, generator).backward()
         rule.step()
-        if decay:
-            decay.step()
+        decay.step()
     return net.requires_grad_(False).eval()
 
 
@@ -46,36 +52,30 @@ def leaning(
     images: Tensor, leans: Tensor, width: int, seed: int, steps: int, device: torch.device, blurred: bool
 ) -> Callable[[Tensor], Tensor]:
     """Return the logit of a network that says whether noisy images lean right; `blurred`: every other batch is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        last = nn.Linear(width, 1)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), width), nn.SiLU(), last).to(device)
-    generator = torch.Generator().manual_seed(seed)
 
-    def loss(i: int) -> Tensor:
+    def make() -> nn.Module:
+        last = nn.Linear(width, 1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), width), nn.SiLU(), last)
+
+    def loss(net: nn.Module, i: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (64,), generator=generator)
         x, strength, spread = images[index], *torch.rand(2, generator=generator).tolist()
         x = gaussian_blur(x, [9, 9], [0.3 + 1.5 * spread]) if blurred and i % 2 else x  # like a P_t of high noise
         x = x + 0.2 * strength * torch.randn(x.shape, generator=generator)
         return F.binary_cross_entropy_with_logits(net(x.to(device))[:, 0], leans[index].float().to(device))
 
-    _fit(net, steps, loss)
+    net = _fit(make, loss, steps, seed, device, falling=False)
     return lambda images: net(images)[:, 0]
 
 
 def scorer(learned: digits.Digits, seed: int, steps: int, device: torch.device) -> judging.Classifier:
     """Return a classifier trained on printed digits alone, with noise and shifts of up to one pixel."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = judging.Classifier().to(device)
-    generator = torch.Generator().manual_seed(seed)
 
-    def loss(i: int) -> Tensor:
+    def loss(net: nn.Module, i: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(len(learned.labels), (64,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         x = learned.images[index].roll(shift, dims=(2, 3))
         x = x + 0.15 * torch.randn(x.shape, generator=generator)
         return F.cross_entropy(net(x.to(device))[0], learned.labels[index].to(device))
 
-    _fit(net, steps, loss, cosine=True)
-    return net
+    return _fit(judging.Classifier, loss, steps, seed, device, falling=True)

@@ -18,6 +18,7 @@ from lib.papers.rdmd import experiments
 from lib.papers.rdmd import method as rdmd
 from lib.papers.rdmd import quantiles as rdmd_1d
 from lib.papers.rdmd import toy as rdmd_toy
+from lib.record.run import stacked
 from tests.rounding import assert_same
 
 S = 1.5
@@ -45,7 +46,7 @@ def test_the_surrogate_has_the_gradient_of_the_true_divergence() -> None:
     x, eps = (torch.randn(n, 2, generator=rng(k), dtype=torch.float64) for k in (2, 3))
     fake, teacher = (Gaussian(torch.zeros(2, dtype=torch.float64), std).denoise for std in (r, S))
     level = torch.full((n,), sigma, dtype=torch.float64)
-    loss, _ = rdmd.generator_loss(lambda z: scale * z, fake, teacher, x, eps, level, omega=3.0, lambda_=0.0)
+    loss, _ = rdmd.generator_loss(x, scale * x, fake, teacher, eps, level, omega=3.0, lambda_=0.0)
     loss.backward()
     h = 1e-6
     slope = 3.0 * float(rdmd.gaussian_kl(r + h, S, sigma) - rdmd.gaussian_kl(r - h, S, sigma)) / (2 * h)
@@ -65,9 +66,8 @@ def test_the_surrogate_is_exact_for_linear_maps() -> None:
 def test_no_gradient_reaches_fake_or_teacher() -> None:
     inputs, net = problem(), torch.nn.Linear(2, 2).double()
     fake, teacher = (torch.nn.Linear(2, 2).double() for _ in range(2))
-    loss, cost = rdmd.generator_loss(
-        net, lambda x, s: fake(x), lambda x, s: teacher(x), **inputs, omega=1.0, lambda_=0.2
-    )
+    models = {"fake": lambda x, s: fake(x), "teacher": lambda x, s: teacher(x)}
+    loss, cost = rdmd.generator_loss(y=net(inputs["x"]), **models, **inputs, omega=1.0, lambda_=0.2)
     loss.backward()
     assert fake.weight.grad is None
     assert teacher.weight.grad is None
@@ -81,26 +81,19 @@ def test_cost_and_matching_share_one_reduction() -> None:
     g = rng(4)
     x, eps = (torch.randn(6, 1, 4, 4, generator=g, dtype=torch.float64) for _ in range(2))
     sigma = 0.5 + torch.rand(6, generator=g, dtype=torch.float64)
-    arguments = (lambda z: 0.7 * z, lambda z, s: 0.5 * z, lambda z, s: 0.9 * z)
-    image, cost = rdmd.generator_loss(*arguments, x, eps, sigma, 2.0, 0.3)
-    row, _ = rdmd.generator_loss(*arguments, x.flatten(1), eps.flatten(1), sigma, 2.0, 0.3)
+    models = (lambda z, s: 0.5 * z, lambda z, s: 0.9 * z)
+    image, cost = rdmd.generator_loss(x, 0.7 * x, *models, eps, sigma, 2.0, 0.3)
+    row, _ = rdmd.generator_loss(x.flatten(1), 0.7 * x.flatten(1), *models, eps.flatten(1), sigma, 2.0, 0.3)
     assert float(image) == pytest.approx(float(row), rel=1e-12)
     assert float(cost) == pytest.approx(float(0.09 * x.square().sum() / 6), rel=1e-12)
 
 
 def test_weight_times_k_is_lambda_over_k() -> None:
-    inputs = problem()
+    inputs, models = problem(), {"fake": lambda z, s: 0.3 * z, "teacher": lambda z, s: 0.8 * z}
     gradients = []
     for omega, lambda_ in ((1.0, 0.2), (5.0, 1.0)):
         scale = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
-        loss, _ = rdmd.generator_loss(
-            lambda z, a=scale: a * z,
-            lambda z, s: 0.3 * z,
-            lambda z, s: 0.8 * z,
-            **inputs,
-            omega=omega,
-            lambda_=lambda_,
-        )
+        loss, _ = rdmd.generator_loss(y=scale * inputs["x"], **models, **inputs, omega=omega, lambda_=lambda_)
         loss.backward()
         gradients.append(float(scale.grad))  # type: ignore[arg-type]
     assert gradients[1] == pytest.approx(5 * gradients[0], rel=1e-12)
@@ -291,8 +284,8 @@ def test_noise_levels_are_log_uniform_and_each_seed_draws_its_own() -> None:
 
 def test_measured_maps_have_one_row_a_seed() -> None:
     teacher = rdmd_toy.train_teacher([0, 1, 2], P, CPU)
-    trained = experiments.trained_maps([0, 1, 2], [0.0, 1.0], P, teacher, teacher)
-    best = experiments.optimal_maps([0, 1, 2], P)
+    trained = experiments.trained_maps([0, 1, 2], [0.0, 1.0], P, teacher, teacher, teacher)
+    best = stacked(experiments.optimal_map(seed, P) for seed in (0, 1, 2))
     assert trained["cost"].shape == (3, 2)
     assert trained["outputs"].shape == (3, 2, 400, 2)
     assert best["inputs"].shape == best["outputs"].shape == (3, 400, 2)
@@ -341,7 +334,7 @@ def test_edge_quantiles_invert_the_distribution_function() -> None:
 
 def test_quantile_objective_is_a_divergence_with_the_right_gradient() -> None:
     n = 20
-    objective = rdmd_1d.quantile_objective(n, levels=6)
+    objective = rdmd_1d.quantile_objective(n)
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     best = torch.as_tensor(rdmd_1d.edge_quantiles(u.numpy()))
     assert 0 <= float(objective(best, 0.0)) < 0.1 * float(objective(u, 0.0))

@@ -8,6 +8,7 @@ import torch
 
 from lib.ground import diffusion, nets
 from lib.papers.sdft import experiments, traits
+from lib.record.run import stacked
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_selection_of_a_trained_scorer_beats_chance():
     assert found["purity"][-1] == pytest.approx(np.full(10, 0.1), abs=0.01)  # all of the collection
 
 
-def test_matched_and_collected_keep_seeds_apart():
+def test_matched_keeps_seeds_apart():
     curve = np.array([[0.3, 0.9], [0.7, 0.5]])
-    stacked = experiments.collect([{"a": curve}, {"a": curve + np.array([0, 0.1])}])["a"]
-    assert experiments.matched(stacked, np.stack([curve, curve])) == pytest.approx([0, 0.1])
+    ours = stacked([{"a": curve}, {"a": curve + np.array([0, 0.1])}])["a"]
+    assert experiments.matched(ours, np.stack([curve, curve])) == pytest.approx([0, 0.1])
