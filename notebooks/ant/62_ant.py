@@ -203,6 +203,7 @@ for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.item
 for key, (name, i) in rows.items():
     for measure in experiments.MEASURES:
         run.number(f"{key.lower().replace(' ', '_')}_{measure}", at(name, measure, i))
+# %% tags=["hide-input"]
 best = {name: values[f"{name} frechet"][:, 1:].min(1) for name in arms}
 for name in ("full", "adaptor"):
     run.number(f"equal_cost_gain_{name}", at(name, "frechet", -1) - at("ANT", "frechet", same_cost))

@@ -173,6 +173,7 @@ def draw_edits():
 words = "trained weights" if trained else "random weights, so the edits are meaningless colours"
 alt = f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {p.strengths}; {words}."
 figures.show(run, "edits", draw_edits, alt=alt, kind="png")
+# %% tags=["hide-input"]
 similarity, distance = (measured[name].mean((0, 1)) for name in ("clip", "lpips"))  # (2 + strengths,)
 scores = list(zip(methods, similarity.tolist(), distance.tolist(), strict=True))
 protocol = f"CLIP {p.clip}" if trained else "Random weights throughout: no measure of quality"
@@ -194,6 +195,7 @@ def draw_scores():
     return marked(figure)
 
 
+# %% tags=["hide-input"]
 words = "; ".join(f"{m}: {a:.3f} and {d:.3f}" for m, a, d in scores)
 caution = "" if trained else " The weights are random: no measure of quality."
 figures.show(run, "scores", draw_scores, alt=f"CLIP similarity to the prompt and LPIPS to the input. {words}.{caution}")

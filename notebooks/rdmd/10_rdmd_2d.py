@@ -274,6 +274,7 @@ run.claim(
     crossings_zero=crossings[:, zero],
     swaps_ot=optimum["swaps"],
 )
+# %% tags=["hide-input"]
 run.claim(
     "R3",
     ratio_02=exact["ratio"][:, fifth],

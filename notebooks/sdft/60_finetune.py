@@ -128,6 +128,7 @@ def draw_trade_off():
     return figure
 
 
+# %% tags=["hide-input"]
 def draw_steps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
     for axis, measure in zip(axes.flat, measures, strict=True):

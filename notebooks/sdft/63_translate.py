@@ -127,6 +127,7 @@ def mean(*chosen):
     return column(*chosen).mean(0)
 
 
+# %% tags=["hide-input"]
 def draw_trade_off(measure="kept", label="share that keep the digit"):
     figure, axes = plt.subplots(1, 3, figsize=(7, 3), sharex=True, sharey=True)
     named = [HALF, starts.index(0.625)]
