@@ -14,8 +14,7 @@ from torch import Tensor
 from lib.ground import diffusion
 from lib.ground.nets import small_unet
 from lib.jobs.stable_diffusion import speed as dds_speed
-from lib.papers.dds import fast
-from lib.papers.dds import method as dds
+from lib.papers.dds import fast, method as dds
 from lib.record.timing import interleaved, ratio
 from lib.worlds.judge import HANDWRITTEN, PRINTED
 from lib.worlds.prompts import null, prompt, prompt_model, with_prompts

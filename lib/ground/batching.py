@@ -1,7 +1,5 @@
 """Predictions for many noised latents, so many at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

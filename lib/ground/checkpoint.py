@@ -5,8 +5,6 @@ then older ones and unfinished ones (``.step-000123.*``) are deleted. The random
 before the main one writes, so a folder under its final name always is the checkpoint of all of them.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

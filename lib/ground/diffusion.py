@@ -9,8 +9,6 @@ step always ends at ``alpha_bar = 1`` (diffusers' ``set_alpha_to_one=True``). A 
 ``eps = model(x_t, t)`` with ``t`` of shape (B,).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ DistributedDataParallel: a `loss` calls the network itself, some call it several
 allow one call of the wrapper a step. It costs the overlap of communication and backward pass, and nothing else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A folder of one's own images as a tensor, whatever their size and mode; a copy at the model's size is kept."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,12 +1,10 @@
 """Networks: an MLP denoiser for points, EDM preconditioning (Karras et al. 2022, Sec. 5), a small U-Net for images."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -98,7 +96,7 @@ class Stack(nn.Module):
         blocks = (value.unflatten(0, (len(self), -1)) for value in (x, level))
         return self(*blocks).flatten(0, 1)  # (n B, out)
 
-    def select(self, index: Sequence[int]) -> Stack:
+    def select(self, index: Sequence[int]) -> Self:
         """Return a stack of trainable copies of the members at `index`, which may repeat."""
         chosen, index = copy.deepcopy(self), list(index)
         chosen.members = nn.ParameterList([value.detach()[index].clone() for value in self.members])

@@ -1,7 +1,5 @@
 """The noised classifier p(y | x_t) of ANT (Wang et al., ICML 2024, Sec. 4.1): is a noised image source or target?"""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

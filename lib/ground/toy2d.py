@@ -5,8 +5,6 @@ stays a mixture under it, each component with variance ``std**2 + sigma**2``, so
 Points have shape ``(..., d)``; ``sigma`` is a number, a tensor of shape ``(...)`` or one of shape ``(..., 1)``.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

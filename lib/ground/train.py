@@ -3,8 +3,6 @@
 A run killed at any moment and started again ends with the same weights, bit for bit; on one process or on several.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What a job will cost, before it starts: network passes, floating-point operations, files, hours on this machine."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ What is in the cache (``HF_HOME``) is used without asking the hub, so a second r
 to which the cache was copied, is the same run.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

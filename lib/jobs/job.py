@@ -5,8 +5,6 @@ processes starts exactly that as a new program: its own kernel may have touched 
 forked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The methods of a fine-tuning job, one setting apart: what is trained, with which loss, and how it samples."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What a fine-tuning job shows: samples, a sheet of them, and metrics, each with its protocol or why it is missing."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Callable, Iterator

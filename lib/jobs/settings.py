@@ -1,10 +1,8 @@
 """Settings of a fine-tuning job: every one named, typed and with a default, which is the paper's where it has one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -108,7 +106,7 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", exclude={*FREE, "out", "device"})
 
     @model_validator(mode="after")
-    def _divided(self) -> Settings:
+    def _divided(self) -> Self:
         parts = self.processes * self.accumulate
         if self.batch % parts:
             raise ValueError(f"batch: {self.batch} given; a multiple of processes x accumulate = {parts} is needed")

@@ -1,7 +1,5 @@
 """What a training shows on the way: curves and pictures for TensorBoard, scores, and the weights of the best one."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Iterator

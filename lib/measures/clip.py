@@ -4,8 +4,6 @@ Images are tensors (n, 3 or 1, h, w) in [-1, 1]; they are resized and normalised
 reaches whatever made them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ None of these numbers means anything without its protocol: how many images of wh
 how. :func:`protocol` writes it in one line.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ sum over channels of w_c^l (f_c^l(x) - f_c^l(y))^2. All w are non-negative, so w
 pair, and the mean over all pairs of a set follows from n, the sum of z and the sum of |z|^2.
 """
 
-from __future__ import annotations
-
 import math
 import urllib.error
 import warnings

@@ -1,7 +1,5 @@
 """Claims, measured checks and verdicts: what a paper says, what we expected, what we measured, whether it stands."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures in a light and a dark version, picture grids, and sliders that need no kernel."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

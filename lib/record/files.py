@@ -1,7 +1,5 @@
 """Results files, and what every module shares: errors in one line, atomic writes, locks; imports nothing heavy."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

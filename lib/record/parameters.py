@@ -4,8 +4,6 @@ Papermill passes `-p flag false` as the string `'false'` and `x: 1e-3` from YAML
 that the notebook does not have. So everything a notebook receives passes through `validate` before any computation.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Iterable

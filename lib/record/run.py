@@ -1,7 +1,5 @@
 """A notebook's run: checked parameters in, numbers, claims, figures and provenance out, in one JSON file."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -29,7 +27,7 @@ PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matp
 KEPT_VALUES = 200
 
 
-def start(notebook: str, namespace: dict[str, Any]) -> Run:
+def start(notebook: str, namespace: dict[str, Any]) -> "Run":
     """Check the parameters in a notebook's `globals()` and begin its record; the first call of every notebook."""
     return Run(notebook, validate(namespace))
 

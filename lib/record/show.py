@@ -1,7 +1,5 @@
 """Numbers and tables as a reader sees them, in notebooks, in the book and in the README alike."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

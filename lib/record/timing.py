@@ -1,7 +1,5 @@
 """Fair timing: things that are compared run in turns in one process, and the clock counts their work alone."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ SDFT (Hur et al. 2024), ANT (Wang et al. 2024) and SDEdit (Meng et al. 2022) sup
 structure and differ in the fine one. `printed` is prepared so that this holds, and `coarse_gap` measures it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path

@@ -5,8 +5,6 @@ distance (Binkowski et al. 2018); only the features differ, 64 of a network trai
 Inception, so values compare runs of this companion and nothing else.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

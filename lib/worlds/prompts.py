@@ -4,8 +4,6 @@ A prompt is a class number: which digit, and whether it is printed or handwritte
 learned by putting it in place of a share of the prompts (classifier-free guidance, Ho and Salimans 2021).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,7 @@ from torch import Tensor
 
 from lib.ground.nets import small_unet
 from lib.record.files import UserError
-from lib.worlds import digits as data
-from lib.worlds import judge as metrics
-from lib.worlds import sources
+from lib.worlds import digits as data, judge as metrics, sources
 from lib.worlds.sources import Classes, Device, Model, World
 
 DIGITS = 10

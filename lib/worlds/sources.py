@@ -4,8 +4,6 @@ The folder has diffusers' layout, so ``DDPMPipeline.from_pretrained(folder)`` an
 ``UNet2DModel.from_pretrained(folder, subfolder="unet")`` load it too. It holds the averaged (EMA) weights.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.record import figures
-from lib.record import run as record
+from lib.record import figures, run as record
 from lib.record.files import UserError, read_results, write_atomic
 from lib.record.run import Run
 

@@ -9,10 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from lib.ground import nets
 from lib.papers.dds import fast as dds
 from lib.record.files import UserError
-from lib.worlds import digits as data
-from lib.worlds import judge as metrics
-from lib.worlds import prompts as digit_prompts
-from lib.worlds import sources as source
+from lib.worlds import digits as data, judge as metrics, prompts as digit_prompts, sources as source
 from tests.rounding import assert_same
 
 TINY = {"size": 8, "channels": (8, 32), "steps": 3, "batch": 2}

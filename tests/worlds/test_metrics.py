@@ -6,8 +6,7 @@ import torch
 
 from lib.measures import distances as image_metrics
 from lib.record.files import UserError
-from lib.worlds import digits as data
-from lib.worlds import judge as metrics
+from lib.worlds import digits as data, judge as metrics
 from tests.rounding import assert_same
 
 

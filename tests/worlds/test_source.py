@@ -11,8 +11,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from lib.ground import diffusion
 from lib.record.files import UserError
-from lib.worlds import judge as metrics
-from lib.worlds import sources as source
+from lib.worlds import judge as metrics, sources as source
 from tests.rounding import assert_same
 
 TINY = {"size": 8, "channels": (8, 32), "steps": 3, "batch": 2}

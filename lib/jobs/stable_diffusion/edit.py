@@ -3,8 +3,6 @@
 `edit` does one job: image and two prompts in; edited image, trajectory and both saliency maps out.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +18,9 @@ from torchvision.transforms.functional import center_crop, resize, to_pil_image
 
 from lib.ground import diffusion, folder
 from lib.jobs.stable_diffusion.model import StableDiffusion, enough_memory
-from lib.measures import clip as clips
-from lib.measures import perceptual
+from lib.measures import clip as clips, perceptual
 from lib.papers.baselines import translation
-from lib.papers.dds import fast
-from lib.papers.dds import method as dds
+from lib.papers.dds import fast, method as dds
 from lib.record.files import UserError
 
 Picture = str | Path | Image.Image | Tensor

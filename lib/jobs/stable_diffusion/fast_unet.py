@@ -4,8 +4,6 @@ The usual way, weights of 32 bit under ``torch.autocast``, converts every weight
 converted once. Predictions come back in the type of the input, so a loop keeps its latents in 32 bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +19,7 @@ SHAPES = 64  # that one network may be compiled for; PyTorch itself would stop a
 Run = Callable[..., Tensor]
 
 
-def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plain") -> FastUNet:
+def prepare(unet: nn.Module, dtype: torch.dtype | None = None, mode: str = "plain") -> "FastUNet":
     """Make a U-Net on its device fast; it changes itself, as with ``unet.to(...)``, and can no longer be trained.
 
     Parameters

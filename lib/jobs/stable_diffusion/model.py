@@ -5,8 +5,6 @@ al., ICCV 2023), latents are the mean of the autoencoder's posterior times its s
 state of the text encoder, 77 tokens long, and the null prompt is the empty text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

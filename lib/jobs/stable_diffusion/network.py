@@ -1,7 +1,5 @@
 """The image-to-image network of `lib.papers.dds` as a folder, and its training on a folder of one's own images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

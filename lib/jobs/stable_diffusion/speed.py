@@ -4,8 +4,6 @@ Both get the same latent, embeddings, timesteps and noises, and a U-Net of the t
 not depend on what the weights are. Counted are evaluations of the U-Net, and its operations on the meta device.
 """
 
-from __future__ import annotations
-
 import copy
 import statistics
 from functools import partial
@@ -18,8 +16,7 @@ from torch import Tensor
 from lib.ground import diffusion
 from lib.jobs import estimate
 from lib.jobs.stable_diffusion.fast_unet import prepare
-from lib.papers.dds import fast
-from lib.papers.dds import method as dds
+from lib.papers.dds import fast, method as dds
 from lib.papers.dds.optimizers import PRESETS
 from lib.record.files import UserError
 from lib.record.timing import interleaved, matrix_products, ratio, seconds

@@ -3,8 +3,6 @@
 They have the parts, shapes and files of the real ones and show that a code path works. Their pictures mean nothing.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

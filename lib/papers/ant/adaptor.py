@@ -6,14 +6,12 @@ what they are. So gradient checkpointing, ``save_pretrained`` and samplers work 
 copies the branches with it, but only a copy of the pair, ``copy.deepcopy((unet, adaptor))``, holds on to them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import torch
@@ -96,7 +94,7 @@ class Adaptor(nn.Module):
         self.to(unet.device, unet.dtype)
 
     @classmethod
-    def attach(cls, unet: UNet2DModel, c: int = 4, d: int = 8, heads: int = 4) -> Adaptor:
+    def attach(cls, unet: UNet2DModel, c: int = 4, d: int = 8, heads: int = 4) -> Self:
         """Freeze `unet` and put new branches beside its residual and attention blocks and its output head.
 
         At the start the net's output is what it was, bit for bit. The paper has c = 4 for DDPM, c = 2 for latent
@@ -121,7 +119,7 @@ class Adaptor(nn.Module):
         write_atomic(Path(path), safetensors.torch.save(tensors, metadata={HEADER: header}))
 
     @classmethod
-    def load(cls, unet: UNet2DModel, path: Path | str) -> Adaptor:
+    def load(cls, unet: UNet2DModel, path: Path | str) -> Self:
         """Attach the branches that `save` wrote to the net they were trained beside; no other net takes them."""
         with reading(Path(path), "give a file that Adaptor.save wrote"), safe_open(str(path), framework="pt") as file:
             header = json.loads(file.metadata()[HEADER])

@@ -4,8 +4,6 @@ A seed draws ten shots, one of each class. All arms of a seed see the same shots
 sampled with the same noises at the start and at each step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,11 +18,9 @@ from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
 from lib.measures import distances, perceptual
-from lib.papers.ant import images
-from lib.papers.ant import method as ant
+from lib.papers.ant import images, method as ant
 from lib.record.run import stacked
-from lib.worlds import digits
-from lib.worlds import judge as judging
+from lib.worlds import digits, judge as judging
 
 Values = dict[str, Any]  # numbers and small arrays
 MEASURES = {

@@ -1,7 +1,5 @@
 """ANT on images (Wang et al., ICML 2024): what is trained, and the measures of claim A5."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

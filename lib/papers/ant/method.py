@@ -4,8 +4,6 @@ Every function takes samples of shape ``(B, ...)`` with timesteps ``(B,)``. Thos
 with ``(n, B)``: n transfers side by side, each with its own network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any

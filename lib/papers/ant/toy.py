@@ -5,8 +5,6 @@ of seeds and train the networks of all of them side by side, for speed alone: up
 on its own seed, whatever the others are. Parameters `p` are those of the notebook 20_ant_2d.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """The figures of the notebook 20_ant_2d after Fig. 2 of ANT (Wang et al., ICML 2024)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt

@@ -5,8 +5,6 @@ clean image of a reverse step feels the change: the step's other term keeps the 
 step costs two calls of the whole U-Net (the official code splits the network and runs its encoder once).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """EGSDE: SDEdit guided by two energies, one of the domain's features, one of the low frequencies (Zhao et al. 2022)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

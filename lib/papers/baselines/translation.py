@@ -10,8 +10,6 @@ to [-1, 1]. Defaults are those of the authors' codes. Noise comes from one gener
 models that get generators of one seed see the same noise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -10,8 +10,6 @@ A model is any ``eps = model(z_t, t, y)``, see `lib.papers.dds.method`. Its pred
 prompt (`Branch`) are computed once and serve both readings and every guidance scale.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -47,11 +45,11 @@ class Branch(NamedTuple):
         predicted = dds.guided(self.null, self.prompt, omega)
         return predicted - self.eps if reading == "a" else predicted
 
-    def other_noise(self) -> Branch:
+    def other_noise(self) -> "Branch":
         """Return the branch with each image's noises shifted by one: beside the original, no image shares its noise."""
         return Branch(*(part.roll(1, dims=0) for part in self))
 
-    def other_image(self, group: int) -> Branch:
+    def other_image(self, group: int) -> "Branch":
         """Return the branch with the images shifted by one inside each run of `group` images, the noises left.
 
         Beside the other branch of aligned pairs, whose every `group` images have one pair of prompts and one noise to

@@ -1,7 +1,5 @@
 """What one replicate of each DDS experiment measures: functions of one seed; numbers and small arrays out, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lib.ground.diffusion import Schedule
-from lib.papers.dds import directions, fast, measures, network
-from lib.papers.dds import method as dds
+from lib.papers.dds import directions, fast, measures, method as dds, network
 from lib.papers.dds.gaussian import GaussianWorld, disc_world
 from lib.papers.dds.optimizers import PRESETS
 from lib.worlds import digits, judge, prompts

@@ -9,8 +9,6 @@ The direction is eps^omega(z_t, y) - eps^omega(z_hat_t, y_hat), where eps^omega 
 - y = y_hat: z = z_hat stays, exactly
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

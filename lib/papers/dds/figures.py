@@ -1,7 +1,5 @@
 """What two notebooks on DDS draw alike."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure

@@ -3,8 +3,6 @@
 Hertz et al., ICCV 2023, have no such experiment; the closed forms follow from their Eq. 4 and Sec. 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +26,7 @@ class GaussianWorld:
         alpha, sigma = (self.schedule.at(values, t, z_t) for values in (self.schedule.signal, self.schedule.noise))
         return sigma * (z_t - alpha * self.mean[y]) / (alpha**2 * self.variance[y] + sigma**2)
 
-    def to(self, device: torch.device) -> GaussianWorld:
+    def to(self, device: torch.device) -> "GaussianWorld":
         """Return the world on another device."""
         return GaussianWorld(self.mean.to(device), self.variance.to(device), self.schedule)
 

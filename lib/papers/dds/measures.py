@@ -1,7 +1,5 @@
 """What an edit did to an image: how far it went, where its updates fell, what is left of variety and of detail."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -5,8 +5,6 @@ a class. A model is any callable `eps = model(z_t, t, y)`; nothing here needs it
 the same edits with fewer evaluations of the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple

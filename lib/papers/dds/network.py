@@ -5,8 +5,6 @@ paper states neither its architecture nor its initialisation. Ours is the teache
 Diffusion's, conditioned on the text of the instruction) with a zeroed last convolution, at the start the identity.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping
@@ -40,7 +38,7 @@ class Settings:
     method: str = "dds"  # or sds, for the comparison
     precision: str = "no"  # float32; or bf16: the student's passes in mixed precision, weights and Adam in float32
 
-    def scaled(self, iterations: int, **changes: Any) -> Settings:
+    def scaled(self, iterations: int, **changes: Any) -> "Settings":
         """Return settings for another number of iterations: each ramp keeps its share of them; then `changes`."""
         ramps = ("lr_warmup", "omega_warmup", "lambda_cooldown")
         lengths = {name: round(getattr(self, name) * iterations / self.iterations) for name in ramps}

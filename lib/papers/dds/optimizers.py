@@ -1,7 +1,5 @@
 """Step sizes of DDS (Hertz et al., ICCV 2023; supplement, Secs. B and C), on the raw direction."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

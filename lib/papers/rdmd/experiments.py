@@ -3,8 +3,6 @@
 `trained_maps` takes a list of seeds for the sake of speed; every seed's numbers are its own (`lib.papers.rdmd.toy`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +12,7 @@ import torch
 
 from lib.ground.nets import Stack
 from lib.ground.toy2d import Mixture
-from lib.papers.rdmd import method as rdmd
-from lib.papers.rdmd import quantiles, toy
+from lib.papers.rdmd import method as rdmd, quantiles, toy
 from lib.record.run import stacked
 
 PICTURED = 400  # points of a drawn map

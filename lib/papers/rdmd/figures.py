@@ -1,7 +1,5 @@
 """The figures of the notebook 10_rdmd_2d (RDMD, arXiv 2406.14762), from what `lib.papers.rdmd.experiments` returns."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

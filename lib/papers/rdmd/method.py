@@ -6,8 +6,6 @@ sample and average over the batch: a mean over coordinates in one of them only w
 Denoisers are callables ``D(x, sigma)``, noise is variance exploding, ``x_sigma = x + sigma eps``.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

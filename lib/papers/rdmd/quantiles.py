@@ -1,7 +1,5 @@
 """Theorem 3.1 of RDMD (arXiv 2406.14762) in one dimension: maps as quantiles, no networks and no samples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

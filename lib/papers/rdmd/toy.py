@@ -6,8 +6,6 @@ to rounding a member's numbers depend on its own lambda and seed, whatever the o
 the notebook 10_rdmd_2d.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Each function returns small arrays by name; `lib.record.run.Run.replicates` stacks those of several seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,10 +21,8 @@ from lib.ground.noised_classifier import NoisedClassifier, train_noised
 from lib.measures import distances
 from lib.papers.baselines import asyrp, translation
 from lib.papers.baselines.egsde import egsde
-from lib.papers.sdft import method as sdft
-from lib.papers.sdft import traits
-from lib.worlds import digits
-from lib.worlds import judge as judging
+from lib.papers.sdft import method as sdft, traits
+from lib.worlds import digits, judge as judging
 
 Measured = dict[str, Any]  # numbers and arrays by name
 Look = Callable[[Model], Tensor] | None

@@ -1,7 +1,5 @@
 """Self-Distillation based Fine-Tuning (SDFT; Hur et al., WACV 2024): eqs. (3) and (5) and the weight w(t) of Fig. 2."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import lru_cache, partial

@@ -1,7 +1,5 @@
 """Traits of digits that experiments on SDFT steer and judge by: the slant, and small classifiers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from lib.worlds import digits
-from lib.worlds import judge as judging
+from lib.worlds import digits, judge as judging
 
 Loss = Callable[[Any, int, torch.Generator], Tensor]  # of a network on batch i, which it draws
 

@@ -13,10 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.ground import diffusion
-from lib.jobs.stable_diffusion import fast_unet
-from lib.jobs.stable_diffusion import speed as dds_speed
-from lib.papers.dds import fast
-from lib.papers.dds import method as dds
+from lib.jobs.stable_diffusion import fast_unet, speed as dds_speed
+from lib.papers.dds import fast, method as dds
 from lib.record.files import UserError
 from tests.rounding import assert_same
 

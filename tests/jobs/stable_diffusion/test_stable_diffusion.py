@@ -15,11 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from lib.ground import diffusion
 from lib.jobs import hub
-from lib.jobs.stable_diffusion import edit as zero_shot
-from lib.jobs.stable_diffusion import model as stable_diffusion
-from lib.jobs.stable_diffusion import tiny as tiny_diffusion
-from lib.measures import clip as clips
-from lib.measures import perceptual
+from lib.jobs.stable_diffusion import edit as zero_shot, model as stable_diffusion, tiny as tiny_diffusion
+from lib.measures import clip as clips, perceptual
 from lib.papers.dds import method as dds
 from lib.record.files import UserError
 from tests.rounding import assert_same, tolerance

@@ -9,8 +9,7 @@ import torch
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier
-from lib.papers.ant import experiments, images
-from lib.papers.ant import method as ant
+from lib.papers.ant import experiments, images, method as ant
 from lib.worlds.judge import Classifier
 from tests.rounding import assert_same
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lib.ground import diffusion, nets
 from lib.ground.nets import Stack
-from lib.papers.ant import method as ant
-from lib.papers.ant import toy
+from lib.papers.ant import method as ant, toy
 from tests.exact import exact_denoiser
 from tests.rounding import assert_same
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lib.ground import diffusion
-from lib.papers.dds import fast
-from lib.papers.dds import gaussian as dds_gaussian
-from lib.papers.dds import measures as dds_measures
-from lib.papers.dds import method as dds
-from lib.papers.dds import optimizers as dds_optimizers
+from lib.papers.dds import (
+    fast,
+    gaussian as dds_gaussian,
+    measures as dds_measures,
+    method as dds,
+    optimizers as dds_optimizers,
+)
 from lib.record.files import UserError
 from tests.rounding import assert_same
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lib.ground import diffusion
-from lib.papers.dds import directions as dds_directions
-from lib.papers.dds import method as dds
+from lib.papers.dds import directions as dds_directions, method as dds
 from lib.papers.dds.directions import Branch, cosine, gaussian_cosine, predict
 
 SCHEDULE = diffusion.scaled_linear()

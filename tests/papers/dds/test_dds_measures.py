@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from lib.papers.dds import measures
-from lib.worlds import digits
-from lib.worlds import prompts as digit_prompts
+from lib.worlds import digits, prompts as digit_prompts
 from lib.worlds.judge import HANDWRITTEN
 
 

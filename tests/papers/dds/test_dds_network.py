@@ -14,11 +14,9 @@ from PIL import Image
 
 from lib.ground import diffusion
 from lib.ground.nets import small_unet
-from lib.jobs.stable_diffusion import model as stable_diffusion
-from lib.jobs.stable_diffusion import network as dds_network_files
+from lib.jobs.stable_diffusion import model as stable_diffusion, network as dds_network_files
 from lib.jobs.stable_diffusion.tiny import tiny_pipeline
-from lib.papers.dds import method as dds
-from lib.papers.dds import network as dds_network
+from lib.papers.dds import method as dds, network as dds_network
 from lib.papers.dds.gaussian import GaussianWorld
 from lib.papers.dds.network import PAPER, Settings, Tasks, guidance, identity_weight, rate_share, student_of
 from lib.record.files import UserError

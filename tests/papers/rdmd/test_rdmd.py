@@ -14,10 +14,7 @@ from scipy import integrate
 
 from lib.ground.nets import Stack
 from lib.ground.toy2d import Gaussian
-from lib.papers.rdmd import experiments
-from lib.papers.rdmd import method as rdmd
-from lib.papers.rdmd import quantiles as rdmd_1d
-from lib.papers.rdmd import toy as rdmd_toy
+from lib.papers.rdmd import experiments, method as rdmd, quantiles as rdmd_1d, toy as rdmd_toy
 from lib.record.run import stacked
 from tests.rounding import assert_same
 
