@@ -1,4 +1,4 @@
-"""Noise schedules and samplers: DDPM (Ho et al. 2020), DDIM (Song et al. 2021), Heun (Karras et al. 2022).
+"""Noise schedules and samplers: DDPM (Ho et al. 2020) and DDIM (Song et al. 2021).
 
 One noise algebra for everything: a clean ``x0`` becomes ``x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps``
 (variance preserving), or, divided by ``sqrt(alpha_bar_t)``, ``x0 + sigma_t eps`` (variance exploding).
@@ -9,7 +9,6 @@ step always ends at ``alpha_bar = 1`` (diffusers' ``set_alpha_to_one=True``). A 
 ``eps = model(x_t, t)`` with ``t`` of shape (B,).
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,23 +217,6 @@ def karras_sigmas(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return torch.cat([sigmas, sigmas.new_zeros(1)])
-
-
-@torch.no_grad()
-def sample_heun(denoise: Callable[[Tensor, float], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
-    """Deterministic second-order sampling (Karras et al. 2022, Alg. 1; Alg. 2 with S_churn = 0).
-
-    From x (B, ...) at noise level ``sigmas[0]`` down any falling list of levels; a final 0 is reached with an Euler
-    step. ``denoise(x, sigma)`` estimates the clean sample for x = x0 + sigma eps, sigma a float.
-    """
-    for sigma, following in itertools.pairwise(sigmas.tolist()):
-        slope = (x - denoise(x, sigma)) / sigma
-        euler = x + (following - sigma) * slope
-        if following > 0:
-            slope = (slope + (euler - denoise(euler, following)) / following) / 2
-            euler = x + (following - sigma) * slope
-        x = euler
-    return x
 
 
 def trajectory(schedule: Schedule, steps: int, start: int | None = None) -> list[tuple[int, int]]:

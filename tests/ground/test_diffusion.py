@@ -7,7 +7,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     EDMEulerScheduler,
-    HeunDiscreteScheduler,
 )
 
 from lib.ground import diffusion
@@ -217,31 +216,3 @@ def test_karras_sigmas_equal_diffusers():
     scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_schedule="karras", rho=7.0)
     scheduler.set_timesteps(18)
     torch.testing.assert_close(diffusion.karras_sigmas(18), scheduler.sigmas.double(), rtol=1e-5, atol=1e-9)
-
-
-@pytest.mark.parametrize("karras", [True, False])
-def test_heun_equals_diffusers(karras):
-    scheduler = HeunDiscreteScheduler(use_karras_sigmas=karras, timestep_spacing="linspace")
-    scheduler.set_timesteps(20)
-    scheduler.sigmas = scheduler.sigmas.double()
-    sigmas = torch.cat([scheduler.sigmas[:-1].unique().flip(0), torch.zeros(1).double()])  # inner ones come in pairs
-    assert len(sigmas) == 21
-    theirs = x = normal(16, 2) * sigmas[0]
-    for t in scheduler.timesteps:
-        scheduler.scale_model_input(theirs, t)  # counts the step
-        sigma = float(scheduler.sigmas[scheduler.step_index])
-        eps = (theirs - MIXTURE.denoise(theirs, sigma)) / sigma
-        theirs = scheduler.step(eps, t, theirs).prev_sample
-    torch.testing.assert_close(diffusion.sample_heun(MIXTURE.denoise, x, sigmas), theirs, **TIGHT)
-
-
-def test_heun_is_of_second_order():
-    gaussian = Gaussian(torch.zeros(2).double(), 1.0)
-    x = normal(8, 2) * 10
-    truth = x * ((1 + 0.1**2) / (1 + 10.0**2)) ** 0.5  # the flow of a Gaussian keeps x / sqrt(1 + sigma^2)
-    errors = []
-    for n in (20, 40, 80):
-        sigmas = diffusion.karras_sigmas(n, 0.1, 10.0)[:-1]
-        errors.append((diffusion.sample_heun(gaussian.denoise, x, sigmas) - truth).abs().max().item())
-    assert errors[1] < 0.3 * errors[0]
-    assert errors[2] < 0.3 * errors[1]

@@ -127,14 +127,17 @@ def sdedit(
     """
     if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
         raise UserError(f"strengths: {wrong[0]} given; each lies above 0 and up to 1")
-    grid = diffusion.ddim_timesteps(sd.schedule.T, steps).tolist()
+    sampler, grid = (
+        translation.Sampler(sd.schedule, steps, eta),
+        diffusion.ddim_timesteps(sd.schedule.T, steps).tolist(),
+    )
     x, model = prepare_image(image, sd.checked_size(size)), sd.guided(prompt, omega)
     with enough_memory(f"size, {LESS}"):
         z, ends = sd.encode(x[None]), []
         for strength in strengths:
             start = grid[min(max(round(strength * steps), 1), steps - 1)]
             generator = torch.Generator().manual_seed(seed)
-            ends.append(translation.sdedit(model, sd.schedule, z, generator, start, steps, eta))
+            ends.append(translation.sdedit(model, sampler, z, generator, start))
         return sd.decode(torch.cat(ends)).cpu()
 
 

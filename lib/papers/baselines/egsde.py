@@ -2,10 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-from lib.ground.diffusion import Model, Schedule, alpha_bar_at, batch_of, draw_like, trajectory
-from lib.papers.baselines.translation import LowPass, low_pass, step
+from lib.ground.diffusion import Model, alpha_bar_at, batch_of, draw_like, trajectory
+from lib.papers.baselines.translation import LowPass, Sampler, low_pass
 
 VALUES = 3 * 256 * 256  # numbers in an image of the authors' experiments
 
@@ -14,16 +14,13 @@ VALUES = 3 * 256 * 256  # numbers in an image of the authors' experiments
 def egsde(
     model: Model,
     E: Model,
-    schedule: Schedule,
+    sampler: Sampler,
     x0: Tensor,
-    generator: torch.Generator,
+    generator: Generator,
     start: int = 500,
-    steps: int = 1000,
     lambda_s: float = 500.0,
     lambda_i: float = 2.0,
     phi: LowPass = low_pass,
-    eta: float = 1.0,
-    clip: bool = False,
 ) -> Tensor:
     """EGSDE: SDEdit whose steps leave the source's domain features and keep its low frequencies (Zhao et al. 2022).
 
@@ -36,13 +33,13 @@ def egsde(
     image of 3 x 256 x 256 and shrinks with the number of values, over which a cosine's gradient is spread; `lambda_i`
     needs no such scaling. The rest is as in :func:`lib.papers.baselines.translation.sdedit`.
     """
-    noise = draw_like(x0, generator)
+    schedule, noise = sampler.schedule, draw_like(x0, generator)
     y = schedule.add_noise(x0, noise, start)
     scaled = lambda_s * x0[0].numel() / VALUES
-    for t, previous in trajectory(schedule, steps, start):
+    for t, previous in trajectory(schedule, sampler.steps, start):
         alpha = alpha_bar_at(schedule, t) / alpha_bar_at(schedule, previous)
         gradient = energy_gradient(E, y, schedule.add_noise(x0, noise, t), t, scaled, lambda_i, phi)
-        y = step(model, schedule, y, (t, previous), generator, eta, clip) - (1 - alpha) / alpha**0.5 * gradient
+        y = sampler.step(model, y, (t, previous), generator) - (1 - alpha) / alpha**0.5 * gradient
     return y
 
 

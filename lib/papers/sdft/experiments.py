@@ -4,6 +4,7 @@ Each function returns small arrays by name; `lib.record.run.Run.replicates` stac
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -133,15 +134,15 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
 
     classifier, data = NoisedClassifier(unet), (printed.images.to(unet.device), target)
     train_noised(classifier, schedule, *data, p.classifier_steps, 2 * p.batch, p.classifier_lr, seed=seed)
-    how, E = {"steps": p.steps, "eta": p.eta, "clip": True}, classifier.features
-    first_level, refine = (_level(share, p.pair_steps) for share in (p.cycle_start, 0.1))
-    cycle: dict[str, Any] = {"start": first_level, "steps": p.pair_steps, "refine": refine, "clip": True}
+    walk = translation.Sampler(schedule, p.steps, p.eta, clip=True)
+    exact = replace(walk, steps=p.pair_steps, eta=0.1)  # of the methods that pair noises with inputs
+    E, cycle = classifier.features, [_level(share, p.pair_steps) for share in (p.cycle_start, 0.1)]
     methods: dict[str, Callable[[Model, int], Tensor]] = {
-        "SDEdit": lambda model, t: translation.sdedit(model, schedule, x, rng(seed), t, **how),
-        "ILVR": lambda model, t: translation.ilvr(model, schedule, x, rng(seed), t, **how),
-        "EGSDE": lambda model, t: egsde(model, E, schedule, x, rng(seed), t, lambda_i=p.lambda_i, **how),
-        "DDIB": lambda model, _: translation.ddib(source, model, schedule, x, p.pair_steps, turn, p.iterations, True),
-        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, schedule, x, rng(seed), **cycle),
+        "SDEdit": lambda model, t: translation.sdedit(model, walk, x, rng(seed), t),
+        "ILVR": lambda model, t: translation.ilvr(model, walk, x, rng(seed), t),
+        "EGSDE": lambda model, t: egsde(model, E, walk, x, rng(seed), t, lambda_i=p.lambda_i),
+        "DDIB": lambda model, _: translation.ddib(source, model, exact, x, turn, p.iterations),
+        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, exact, x, rng(seed), *cycle),
     }
     for method, translate in methods.items():
         times = starts(p) if method in ("SDEdit", "ILVR", "EGSDE") else [0.0]  # the others have one setting
@@ -153,7 +154,7 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
     usual = distances.nearest(held_out.images, printed.images)[0].max()
     unusable = distances.nearest(seen["source"].cpu(), printed.images)[0] > usual
     shifted = judging.judge(judge, seen["SDFT"].roll(1, 0))  # beside each source sample, the student's of another noise
-    back = translation.ddib(source, source, schedule, x, p.pair_steps, turn, p.iterations)
+    back = translation.ddib(source, source, replace(exact, clip=False), x, turn, p.iterations)
     return found | {
         "unusable": unusable.float().mean(),
         "other_noise": judging.agreement(shifted, reference),

@@ -51,15 +51,15 @@ def pixels(x: Tensor, t: Tensor) -> Tensor:
     return x.flatten(1).unflatten(1, (2, -1))
 
 
+def walk(steps: int = STEPS, **options) -> translation.Sampler:
+    return translation.Sampler(SCHEDULE, steps, **options)
+
+
 METHODS = {
-    "sdedit": lambda x, g, **o: translation.sdedit(TARGET_MODEL, SCHEDULE, x, g, start=500, steps=STEPS, **o),
-    "ilvr": lambda x, g, **o: translation.ilvr(TARGET_MODEL, SCHEDULE, x, g, 500, STEPS, first, **o),
-    "egsde": lambda x, g, **o: egsde.egsde(
-        TARGET_MODEL, lambda x, t: x, SCHEDULE, x, g, 500, STEPS, 0.05 * egsde.VALUES, 0.5, first, **o
-    ),
-    "cycle": lambda x, g, **o: translation.cycle_diffusion(
-        SOURCE_MODEL, TARGET_MODEL, SCHEDULE, x, g, 500, STEPS, **({"eta": 0.5} | o)
-    ),
+    "sdedit": lambda x, g: translation.sdedit(TARGET_MODEL, walk(), x, g, 500),
+    "ilvr": lambda x, g: translation.ilvr(TARGET_MODEL, walk(), x, g, 500, first),
+    "egsde": lambda x, g: egsde.egsde(TARGET_MODEL, lambda x, t: x, walk(), x, g, 500, 0.05 * egsde.VALUES, 0.5, first),
+    "cycle": lambda x, g: translation.cycle_diffusion(SOURCE_MODEL, TARGET_MODEL, walk(eta=0.5), x, g, 500),
 }
 
 
@@ -90,7 +90,7 @@ def test_sdedit_from_the_top_samples_as_the_samplers_do(eta, clip):
     draws = generator(7)
     start = SCHEDULE.add_noise(x0, torch.randn(5, 2, generator=draws, dtype=torch.float64), 975)
     options = {"steps": STEPS, "generator": draws, "clip": clip}
-    ours = translation.sdedit(MIXTURE_MODEL, SCHEDULE, x0, generator(7), 975, STEPS, eta, clip=clip)
+    ours = translation.sdedit(MIXTURE_MODEL, walk(eta=eta, clip=clip), x0, generator(7), 975)
     if eta == 1.0:
         theirs = diffusion.sample_ddpm(MIXTURE_MODEL, SCHEDULE, start, **options)
     else:
@@ -100,8 +100,8 @@ def test_sdedit_from_the_top_samples_as_the_samplers_do(eta, clip):
 
 def test_sdedit_from_time_0_is_the_identity_and_from_the_top_forgets():
     x0 = normal(2000, 2)
-    assert torch.equal(translation.sdedit(TARGET_MODEL, SCHEDULE, x0, generator(), 0, STEPS), x0)
-    y = translation.sdedit(TARGET_MODEL, SCHEDULE, x0, generator(), 999, 1000)
+    assert torch.equal(translation.sdedit(TARGET_MODEL, walk(), x0, generator(), 0), x0)
+    y = translation.sdedit(TARGET_MODEL, walk(1000), x0, generator(), 999)
     assert abs(torch.corrcoef(torch.stack([x0[:, 0], y[:, 0]]))[0, 1].item()) < 0.06
     torch.testing.assert_close(y.mean(0), MEANS[1], rtol=0, atol=0.02)
 
@@ -110,7 +110,7 @@ def test_sdedit_from_time_0_is_the_identity_and_from_the_top_forgets():
 def test_sdedit_has_the_mean_and_variance_of_the_closed_form(start):
     """Exact posterior of x0' given x_t for x_t = signal x + noise eps and a Gaussian target."""
     x = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
-    y = translation.sdedit(TARGET_MODEL, SCHEDULE, x.expand(4000, 2), generator(1), start, 1000)
+    y = translation.sdedit(TARGET_MODEL, walk(1000), x.expand(4000, 2), generator(1), start)
     a = SCHEDULE.alpha_bar[start].item()
     keep = a * 0.2**2 / (a * 0.2**2 + 1 - a)  # share of the input that is left
     mean = MEANS[1] + keep * (x[0] - MEANS[1])
@@ -143,7 +143,7 @@ def test_ilvr_has_the_low_frequencies_of_the_noised_reference_above_the_range_an
         seen[int(t[0])] = x_t
         return image_model(x_t, t)
 
-    translation.ilvr(model, SCHEDULE, reference, generator(2), range_t, STEPS, blocks)
+    translation.ilvr(model, walk(), reference, generator(2), range_t, blocks)
     draws = generator(2)
     assert torch.equal(seen[975], torch.randn(reference.shape, generator=draws, dtype=torch.float64))
     for t in range(950, -25, -25):
@@ -158,7 +158,7 @@ def test_ilvr_has_the_low_frequencies_of_the_noised_reference_above_the_range_an
 
 def test_ilvr_to_the_end_keeps_the_guided_coordinate():
     x = normal(500, 2)
-    y = translation.ilvr(exact_denoiser(SCHEDULE, Gaussian(MEANS[0], 1.0)), SCHEDULE, x, generator(), 0, 100, first)
+    y = translation.ilvr(exact_denoiser(SCHEDULE, Gaussian(MEANS[0], 1.0)), walk(100), x, generator(), 0, first)
     torch.testing.assert_close(y[:, 0], x[:, 0], rtol=0, atol=0.06)
     assert abs(torch.corrcoef(torch.stack([x[:, 1], y[:, 1]]))[0, 1].item()) < 0.15
 
@@ -166,8 +166,8 @@ def test_ilvr_to_the_end_keeps_the_guided_coordinate():
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_egsde_without_energies_is_sdedit(eta):
     x = normal(4, 1, 4, 4)
-    plain = translation.sdedit(image_model, SCHEDULE, x, generator(3), 500, STEPS, eta)
-    guided = egsde.egsde(image_model, pixels, SCHEDULE, x, generator(3), 500, STEPS, 0, 0, eta=eta)
+    plain = translation.sdedit(image_model, walk(eta=eta), x, generator(3), 500)
+    guided = egsde.egsde(image_model, pixels, walk(eta=eta), x, generator(3), 500, 0, 0)
     assert_same(plain, guided, steps=STEPS)
 
 
@@ -196,7 +196,8 @@ def test_one_step_of_egsde_is_the_formula():
     """Two levels, deterministic: at the first y is the noised input and nothing pulls, at the second both do."""
     schedule = diffusion.Schedule(torch.tensor([0.8, 0.3], dtype=torch.float64))
     x = normal(3, 2)
-    y = egsde.egsde(lambda z, t: 0.5 * z, lambda z, t: z, schedule, x, generator(), 1, 2, 0, 0.4, lambda z: z, eta=0)
+    sampler = translation.Sampler(schedule, 2, eta=0)
+    y = egsde.egsde(lambda z, t: 0.5 * z, lambda z, t: z, sampler, x, generator(), 1, 0, 0.4, lambda z: z)
     e = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     y_1 = 0.3**0.5 * x + 0.7**0.5 * e
     y_0 = 0.8**0.5 * (y_1 - 0.7**0.5 * 0.5 * y_1) / 0.3**0.5 + 0.2**0.5 * 0.5 * y_1
@@ -211,7 +212,7 @@ def test_egsde_scales_the_cosine_with_the_size_of_the_image(monkeypatch):
         egsde, "energy_gradient", lambda E, y, x, t, s, i, phi: used.append((s, i)) or torch.zeros_like(y)
     )
     for shape in ((1, 3, 256, 256), (1, 1, 16, 16)):
-        egsde.egsde(lambda z, t: z, pixels, SCHEDULE, torch.zeros(shape), generator(), 500, 2)
+        egsde.egsde(lambda z, t: z, pixels, walk(2), torch.zeros(shape), generator(), 500)
     assert used[0] == (500, 2)
     assert used[-1] == (500 / 768, 2)
 
@@ -221,7 +222,7 @@ def test_ddib_between_gaussians_is_the_affine_map():
     x = SOURCE.sample(50, generator()).double()
     exact = MEANS[1] + 0.2 / 0.5 * (x - MEANS[0])
     errors = [
-        (translation.ddib(SOURCE_MODEL, TARGET_MODEL, SCHEDULE, x, steps) - exact).abs().max().item()
+        (translation.ddib(SOURCE_MODEL, TARGET_MODEL, walk(steps), x) - exact).abs().max().item()
         for steps in (50, 250, 1000)
     ]
     assert errors[0] > errors[1] > errors[2]
@@ -230,7 +231,10 @@ def test_ddib_between_gaussians_is_the_affine_map():
 
 def test_ddib_with_one_model_returns_the_input_with_more_steps_or_iterations():
     x = SOURCE.sample(50, generator()).double()
-    there = partial(translation.ddib, SOURCE_MODEL, SOURCE_MODEL, SCHEDULE, x)
+
+    def there(steps: int, *stop: int, **options) -> Tensor:
+        return translation.ddib(SOURCE_MODEL, SOURCE_MODEL, walk(steps), x, *stop, **options)
+
     errors = [(there(steps) - x).abs().max().item() for steps in (10, 100, 1000)]
     assert errors[0] > 3 * errors[1] > 9 * errors[2]
     assert (there(40, iterations=30) - x).abs().max() < 1e-6
@@ -241,9 +245,8 @@ def test_ddib_with_one_model_returns_the_input_with_more_steps_or_iterations():
 @pytest.mark.parametrize("eta", [0.1, 1.0])
 def test_cycle_diffusion_with_one_model_returns_the_input(eta, clip):
     x = normal(20, 2)
-    y = translation.cycle_diffusion(
-        MIXTURE_MODEL, MIXTURE_MODEL, SCHEDULE, x, generator(), 850, STEPS, eta, refine=0, clip=clip
-    )
+    sampler = walk(eta=eta, clip=clip)
+    y = translation.cycle_diffusion(MIXTURE_MODEL, MIXTURE_MODEL, sampler, x, generator(), 850, refine=0)
     torch.testing.assert_close(y, x, rtol=0, atol=1e-9)
 
 
@@ -252,21 +255,21 @@ def test_cycle_diffusion_moves_equal_gaussians_by_their_distance():
     shifted = Gaussian(MEANS[0] + 0.5, 0.5)
     x = SOURCE.sample(100, generator()).double()
     y = translation.cycle_diffusion(
-        SOURCE_MODEL, exact_denoiser(SCHEDULE, shifted), SCHEDULE, x, generator(), 975, STEPS, 0.3, refine=0
+        SOURCE_MODEL, exact_denoiser(SCHEDULE, shifted), walk(eta=0.3), x, generator(), 975, refine=0
     )
     torch.testing.assert_close(y - x, torch.full_like(x, 0.5), rtol=0, atol=0.01)
 
 
 def test_cycle_diffusion_refines_by_sdedit():
     x, draws = normal(4, 2), generator(5)
-    cycle = partial(translation.cycle_diffusion, SOURCE_MODEL, TARGET_MODEL, SCHEDULE, x, start=500, steps=STEPS)
+    cycle = partial(translation.cycle_diffusion, SOURCE_MODEL, TARGET_MODEL, walk(eta=0.1), x, start=500)
     plain = cycle(generator=draws, refine=0)
     assert torch.equal(
-        cycle(generator=generator(5), refine=100), translation.sdedit(TARGET_MODEL, SCHEDULE, plain, draws, 100, STEPS)
+        cycle(generator=generator(5), refine=100), translation.sdedit(TARGET_MODEL, walk(), plain, draws, 100)
     )
 
 
 @pytest.mark.parametrize(("start", "steps"), [(510, 40), (1000, 1000), (-1, 40), (500, 1001)])
 def test_a_start_that_is_no_step_is_refused(start, steps):
     with pytest.raises(UserError, match=f"start: timestep {start} given|steps=1001"):
-        translation.sdedit(image_model, SCHEDULE, torch.zeros(2, 2), generator(), start, steps)
+        translation.sdedit(image_model, walk(steps), torch.zeros(2, 2), generator(), start)
