@@ -114,10 +114,9 @@ def small_unet(
     `layers` residual blocks each.
     """
     plain = len(channels) - 1
-    if size % 2**plain:
-        raise UserError(f"size: {size} given; {len(channels)} resolutions need a multiple of {2**plain}")
-    if channels[-1] % HEAD:
-        raise UserError(f"channels: {channels[-1]} at the lowest resolution; attention needs a multiple of {HEAD}")
+    if plain < 0 or size % 2**plain or any(c % groups for c in channels) or channels[-1] % HEAD:
+        text = f"give multiples of {groups}, the last one of {HEAD}, not more of them than the size can be halved"
+        raise UserError(f"channels = {tuple(channels)} at size = {size}: {text}")
     return UNet2DModel(
         sample_size=size,
         in_channels=image_channels,

@@ -105,6 +105,16 @@ def coarse_gap(first: Tensor, second: Tensor) -> CoarseGap:
     return CoarseGap((a.mean(0) - b.mean(0)).abs().max().item(), spread.item())
 
 
+def slant(images: Tensor) -> Tensor:
+    """Return the horizontal shift of the ink for a unit of height, from second moments; positive leans right, (n,)."""
+    ink = (images.clamp(-1, 1)[:, 0] + 1) / 2  # (n, size, size)
+    axis = torch.arange(images.shape[-1], dtype=ink.dtype, device=ink.device)
+    share = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    x, y = axis - (share * axis).sum((1, 2)).view(-1, 1, 1), axis - (share.sum(2) @ axis).view(-1, 1)
+    covariance = (share * x * y[:, :, None]).sum((1, 2))
+    return -covariance / (share.sum(2) * y**2).sum(1).clamp(min=1e-6)  # rows count downwards, hence the sign
+
+
 def _checked(size: int) -> int:
     """Return `size` if the native 8x8 pixels divide it."""
     if size < 8 or size % 8:

@@ -47,13 +47,6 @@ class Training:
     ema: float = 0.995
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        """Refuse channels that the U-Net cannot have."""
-        levels = len(self.channels) - 1
-        if levels < 0 or self.size % 2**levels or any(c % 8 for c in self.channels) or self.channels[-1] % 32:
-            text = "give multiples of 8, the last one of 32, not more of them than the size can be halved"
-            raise UserError(f"channels = {self.channels} at size = {self.size}: {text}")
-
 
 def source_model(folder: Path, device: Device = "cpu", **settings: Any) -> Model:
     """Load the source model in `folder`, or train it there if it is missing or was trained with other settings.

@@ -121,10 +121,9 @@ def test_unet_attends_at_the_lowest_resolution_only():
 
 
 def test_unet_refuses_a_size_that_does_not_halve():
-    with pytest.raises(UserError, match="size: 10 given; 3 resolutions need a multiple of 4"):
-        nets.small_unet(10)
-    with pytest.raises(UserError, match="channels: 16 at the lowest resolution"):
-        nets.small_unet(8, (16, 16))
+    for size, channels in ((10, (16, 32, 64)), (8, (16, 16)), (8, (12, 32)), (8, ())):
+        with pytest.raises(UserError, match=f"at size = {size}: give multiples of 8, the last one of 32"):
+            nets.small_unet(size, channels)
 
 
 def test_parameter_count_of_the_trained_ones():

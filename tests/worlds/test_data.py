@@ -98,3 +98,11 @@ def test_bad_input(domains, monkeypatch, tmp_path):
     monkeypatch.setattr(data.mpl, "get_data_path", lambda: str(tmp_path))
     with pytest.raises(UserError, match=r"font file .*DejaVuSans\.ttf is missing"):
         data.plain()
+
+
+def test_slant_of_drawn_strokes():
+    upright, leaning = -torch.ones(2, 1, 1, 9, 9)
+    upright[..., 4] = 1
+    leaning[0, 0, range(9), range(8, -1, -1)] = 1  # from bottom left to top right: one pixel right for each one up
+    images = torch.cat([upright, leaning, leaning.flip(3)])
+    torch.testing.assert_close(data.slant(images), torch.tensor([0.0, 1.0, -1.0]), atol=1e-5, rtol=0)

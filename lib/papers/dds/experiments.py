@@ -170,7 +170,7 @@ def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Cl
             "spread": measures.kept_spread(z, z_hat),
             "detail": measures.kept_detail(z, z_hat),
             "peak": done.z.abs().amax((1, 2, 3)).mean(),
-            "slant": torch.corrcoef(torch.stack([measures.slant(z_hat), measures.slant(z)]))[0, 1].item(),
+            "slant": torch.corrcoef(torch.stack([digits.slant(z_hat), digits.slant(z)]))[0, 1].item(),
             "share": measures.energy_share(done.update, region).mean(),
             "gini": sum(measures.gini(image) for image in done.accumulated[-1]) / len(z),
             "maps": maps(done, saliency_steps(p)),

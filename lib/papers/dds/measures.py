@@ -53,14 +53,3 @@ def kept_detail(images: Tensor, inputs: Tensor) -> float:
     pictures = (x.clamp(-1, 1) for x in (images, inputs))
     fine = [x - F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear") for x in pictures]
     return (fine[0].square().mean() / fine[1].square().mean()).item()
-
-
-def slant(images: Tensor) -> Tensor:
-    """Return the slant of digits (b, 1, h, w), (b,): pixels to the right for each pixel up, by the ink's moments."""
-    weight = images[:, 0].clamp(-1, 1) + 1
-    weight = weight / weight.sum((1, 2), keepdim=True)  # (b, h, w)
-    rows, columns = (torch.arange(n, dtype=weight.dtype, device=weight.device) for n in weight.shape[1:])
-    y = rows[None] - weight.sum(2) @ rows[:, None]  # (b, h), down from the centre of the ink
-    x = columns[None] - weight.sum(1) @ columns[:, None]  # (b, w)
-    together, height = (weight * y[:, :, None] * x[:, None]).sum((1, 2)), (weight.sum(2) * y.square()).sum(1)
-    return -together / height

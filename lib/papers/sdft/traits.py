@@ -9,18 +9,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from lib.worlds import digits, judge as judging
+from lib.worlds.digits import slant
 
 Loss = Callable[[Any, int, torch.Generator], Tensor]  # of a network on batch i, which it draws
-
-
-def slant(images: Tensor) -> Tensor:
-    """Return the horizontal shift of the ink for a unit of height, from second moments; positive leans right, (n,)."""
-    ink = (images.clamp(-1, 1)[:, 0] + 1) / 2  # (n, size, size)
-    axis = torch.arange(images.shape[-1], dtype=ink.dtype, device=ink.device)
-    share = ink / ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    x, y = axis - (share * axis).sum((1, 2)).view(-1, 1, 1), axis - (share.sum(2) @ axis).view(-1, 1)
-    covariance = (share * x * y[:, :, None]).sum((1, 2))
-    return -covariance / (share.sum(2) * y**2).sum(1).clamp(min=1e-6)  # rows count downwards, hence the sign
 
 
 def above_median(digits_: digits.Digits) -> Tensor:

@@ -63,11 +63,3 @@ def test_kept_detail_sees_blur_and_not_brightness():
     assert measures.kept_detail(flat, inputs) == 0
     shifted = (0.5 * inputs + 0.25, 0.5 * inputs)
     assert measures.kept_detail(*shifted) == pytest.approx(1)
-
-
-def test_slant_of_drawn_strokes():
-    upright, leaning = -torch.ones(2, 1, 1, 9, 9)
-    upright[..., 4] = 1
-    leaning[0, 0, range(9), range(8, -1, -1)] = 1  # from bottom left to top right: one pixel right for each one up
-    images = torch.cat([upright, leaning, leaning.flip(3)])
-    torch.testing.assert_close(measures.slant(images), torch.tensor([0.0, 1.0, -1.0]), atol=1e-5, rtol=0)
