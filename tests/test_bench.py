@@ -65,7 +65,7 @@ def test_network_calls_of_an_ant_step(unet):
 def test_ascents_leave_the_weights_alone(unet):
     schedule = diffusion.linear()
     x0, t, eps = bench_methods.draw(unet, schedule, 2)
-    ant.adversarial_noise(nets.eps_model(unet), schedule, x0, t, eps, J=2)
+    ant.adversarial_noise(nets.eps_model(unet), schedule, x0, t, eps, 0.02, 2)
     assert all(p.grad is None for p in unet.parameters())
 
 

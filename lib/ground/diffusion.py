@@ -136,16 +136,9 @@ def sample_ddpm(
 
 @torch.no_grad()
 def sample_ddim(
-    model: Model,
-    schedule: Schedule,
-    x_T: Tensor,
-    steps: int = 40,
-    eta: float = 0.0,
-    generator: torch.Generator | None = None,
-    start: int | None = None,
-    clip: bool = False,
+    model: Model, schedule: Schedule, x_T: Tensor, steps: int = 40, start: int | None = None, clip: bool = False
 ) -> Tensor:
-    """DDIM sampling (Song et al. 2021, Eq. 12 and 16); `eta` 0 is deterministic, 1 is ancestral.
+    """DDIM sampling, deterministic (Song et al. 2021, Eq. 12 with sigma = 0).
 
     Parameters
     ----------
@@ -160,11 +153,8 @@ def sample_ddim(
     x = x_T
     for t, previous in trajectory(schedule, steps, start):
         x0, eps = _estimate(model, schedule, x, t, clip)
-        a, a_prev = alpha_bar_at(schedule, t), alpha_bar_at(schedule, previous)
-        spread = ddim_sigma(a, a_prev, eta)
-        x = a_prev**0.5 * x0 + (1 - a_prev - spread**2) ** 0.5 * eps
-        if spread > 0:
-            x = x + spread * draw_like(x, generator)
+        a_prev = alpha_bar_at(schedule, previous)
+        x = a_prev**0.5 * x0 + (1 - a_prev) ** 0.5 * eps
     return x
 
 
@@ -246,18 +236,11 @@ def alpha_bar_at(schedule: Schedule, t: int) -> float:
     return float(schedule.alpha_bar[t]) if t >= 0 else 1.0
 
 
-def ddim_sigma(a: float, a_prev: float, eta: float) -> float:
-    """Return sigma_t of DDIM (Song et al. 2021, Eq. 16) for alpha_bar of a step and of the next, less noisy one."""
-    return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
-
-
 def batch_of(t: int, x: Tensor) -> Tensor:
     """Return timestep t for every sample of x, (B,)."""
     return torch.full((len(x),), t, device=x.device)
 
 
-def draw_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return standard normal noise like x, drawn on the generator's device."""
-    if generator is None:
-        raise UserError("generator: this sampler draws noise; give a torch.Generator with a seed of your choice")
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)

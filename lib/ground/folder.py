@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from lib.record.files import UserError, write_atomic
 
+Place = str | Path
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 DAMAGED = ("refuse", "skip")
 LONG = 1.5  # a longer side above this many shorter ones: the centre crop loses more than a third
@@ -54,12 +55,7 @@ def images(folder: str | Path, size: int, **options: Any) -> torch.Tensor:
 
 
 def read(
-    folder: str | Path,
-    size: int,
-    channels: int = 3,
-    damaged: str = "refuse",
-    recursive: bool = False,
-    cache: str | Path | None = None,
+    folder: Place, size: int, channels: int = 3, damaged: str = "refuse", recursive: bool = False, cache: Place = ""
 ) -> Read:
     """Read every image of a folder: upright, centre-cropped to a square, resized to `size` pixels.
 
@@ -73,20 +69,35 @@ def read(
         Read sub-folders, too.
     cache
         Folder in which a copy at this size is kept as one file and found again as long as names, sizes and times of
-        the image files stay; None: no copy.
+        the image files stay; empty: no copy.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"image folder {folder} does not exist; name a folder with image files")
-    files = image_files(folder, recursive)
-    if not files:
-        deeper = "" if recursive or not image_files(folder, True) else " (its sub-folders do: set recursive)"
-        ends = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"image folder {folder} holds no image{deeper}; expected files ending in {ends}")
-    names = [path.relative_to(folder).as_posix() for path in files]
+    place, files = _found(folder, recursive)
+    names = [path.relative_to(place).as_posix() for path in files]
     marks = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, map(Path.stat, files), strict=True)]
     items = zip(names, files, strict=True)
-    return collect(items, size, channels, damaged, f"image folder {folder}", cache, marks)
+    return collect(items, size, channels, damaged, f"image folder {place}", cache, marks)
+
+
+def chunks(folder: Place, size: int) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    """Yield the image files of a folder and their RGB images, as `read` gives them, a few hundred at a time."""
+    place, files = _found(folder, recursive=False)
+    for start in range(0, len(files), CHUNK):
+        part = files[start : start + CHUNK]
+        named = [(file.name, file) for file in part]
+        yield part, collect(named, size, 3, "refuse", f"image folder {place}").images
+
+
+def _found(folder: Place, recursive: bool) -> tuple[Path, list[Path]]:
+    """Return a folder and its image files; refuse one that has none."""
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise UserError(f"image folder {place} does not exist; name a folder with image files")
+    files = image_files(place, recursive)
+    if not files:
+        deeper = "" if recursive or not image_files(place, True) else " (its sub-folders do: set recursive)"
+        ends = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"image folder {place} holds no image{deeper}; expected files ending in {ends}")
+    return place, files
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -101,9 +112,8 @@ def collect(
     channels: int,
     damaged: str,
     where: str,
-    cache: str | Path | None = None,
+    cache: Place = "",
     marks: Any = None,
-    threads: int | None = None,
 ) -> Read:
     """Decode image files side by side, or take the copy kept in `cache`; see `read`.
 
@@ -112,10 +122,10 @@ def collect(
     if damaged not in DAMAGED:
         raise UserError(f"damaged: '{damaged}' given; one of {', '.join(DAMAGED)}")
     key = hashlib.sha256(json.dumps([FORMAT, size, channels, marks]).encode()).hexdigest()[:16]
-    kept = None if cache is None or marks is None else Path(cache).expanduser() / f"images-{key}.safetensors"
+    kept = cache and Path(cache).expanduser() / f"images-{key}.safetensors"
     found = _load(kept) if kept else None
     if found is None:
-        found = _decoded(files, size, channels, threads)
+        found = _decoded(files, size, channels)
         if kept and found.names:
             header = {"read": json.dumps([found.names, found.skipped, found.hints])}
             write_atomic(kept, save({"images": found.images}, metadata=header))
@@ -134,7 +144,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels: int, threads: int | None) -> Read:
+def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels: int) -> Read:
     """Read all files; images stay bytes, (n, channels, size, size) uint8."""
 
     def one(item: tuple[str, Path | IO[bytes]]) -> tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]:
@@ -146,7 +156,7 @@ def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels:
 
     results: list[tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]] = []
     queue = iter(files)
-    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes outside Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
         while part := list(itertools.islice(queue, CHUNK)):
             results += pool.map(one, part)
     good = [(name, *read) for name, read in results if not isinstance(read, str)]

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -109,12 +109,7 @@ def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") 
 
 
 def place_of(
-    name: str,
-    parameter: str,
-    patterns: Sequence[str] | None,
-    complete: Callable[[Path], Any],
-    kind: str = "model",
-    part: bool = False,
+    name: str, parameter: str, patterns: list[str] | None, complete: Callable, kind: str = "model", part: bool = False
 ) -> Path:
     """Return the folder of that name, or of a hub repository in the cache; asks the hub only for what is not there.
 

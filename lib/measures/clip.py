@@ -82,20 +82,15 @@ def similarity(clip: Clip, images: Tensor, prompt: str) -> Tensor:
     return (clip.images(images) @ clip.text(prompt, ("{}",))).cpu()
 
 
-def score_folder(clip: Clip, folder: str | Path, prompt: str, batch: int = 256) -> tuple[list[Path], Tensor]:
+def score_folder(clip: Clip, folder: str | Path, prompt: str) -> tuple[list[Path], Tensor]:
     """Return the image files of a folder, most similar to the prompt first, and their cosines (n,).
 
-    At most `batch` images are in memory at a time, so that a large collection can be scored.
+    A few hundred images are in memory at a time, so that a large collection can be scored.
     """
-    folder = Path(folder).expanduser()
-    files = folders.image_files(folder) if folder.is_dir() else []
-    if not files:
-        raise UserError(f"image folder {folder} is missing or holds no image; name a folder with image files")
-    parts = []
-    for i in range(0, len(files), batch):
-        named = [(file.name, file) for file in files[i : i + batch]]
-        read = folders.collect(named, clip.size, 3, "refuse", f"image folder {folder}")
-        parts.append(similarity(clip, read.images, prompt))
+    files, parts = [], []
+    for some, images in folders.chunks(folder, clip.size):
+        files += some
+        parts.append(similarity(clip, images, prompt))
     scores, order = torch.cat(parts).sort(descending=True, stable=True)
     return [files[i] for i in order.tolist()], scores
 

@@ -24,11 +24,8 @@ from lib.record.files import UserError
 
 EPS = 1e-10  # as in the lpips package: a pixel without any activation stays 0
 BLOCK = 1 << 17  # numbers turned into float64 at a time: 1 MB stays in the cache
-TRUNKS = {
-    "vgg": "vgg16-397923af.pth",
-    "alex": "alexnet-owt-7be5be79.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}  # ImageNet weights of torchvision
+# ImageNet weights of torchvision
+TRUNKS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,16 +105,7 @@ def verdict(checks: Iterable[dict[str, Any]]) -> str:
     return "not reproduced"
 
 
-def card(claim_id: str, judged: dict[str, Any], foot: str = "") -> str:
-    """Return the claim card of a judged claim as HTML; `foot` is HTML for its last line."""
-    return _card("card.html", claim_id, judged, foot)
-
-
-def card_text(claim_id: str, judged: dict[str, Any]) -> str:
-    """Return the claim card as plain text, for terminals."""
-    return _card("card.txt", claim_id, judged).rstrip()
-
-
-def _card(template: str, claim_id: str, judged: dict[str, Any], foot: str = "") -> str:
+def card(claim_id: str, judged: dict[str, Any], foot: str = "", template: str = "card.html") -> str:
+    """Return the claim card of a judged claim as HTML, or by `card.txt` as text; `foot` is HTML for its last line."""
     values = {"reason": "", **judged, "id": claim_id, "foot": Markup(foot), "marks": MARKS, "rule": rule_text}
     return show.render(template, **values)

@@ -94,19 +94,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises
-    ------
-    UserError
-        The file is missing, is not JSON, or was written by a version with another schema.
-    """
-    try:
+    """Read a results file; a `UserError` if it is missing, damaged, or of a version with another schema."""
+    with reading(path, "run its notebook"):
         results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"results file {path} is missing; run its notebook first") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"results file {path} is not JSON (line {error.lineno}); run its notebook again") from None
     found = results.get("schema") if isinstance(results, dict) else None
     if found != SCHEMA:
         raise UserError(f"results file {path} has schema {found}, this version reads {SCHEMA}; run its notebook again")

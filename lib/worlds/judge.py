@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lib.ground.nets import seeded
 from lib.ground.train import train
 from lib.measures.perceptual import Embedding
 from lib.record.files import UserError, reading
@@ -61,9 +62,7 @@ class Verdicts(NamedTuple):
 
 def train_classifier(size: int, steps: int, seed: int, device: torch.device | str, folder: Path | None) -> Classifier:
     """Train a classifier on the training parts of both domains, with noise and shifts of up to one pixel."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = Classifier(size).to(device)
+    classifier = seeded(seed, lambda: Classifier(size)).to(device)
     parts = [data.split(source(size))[0] for source in (data.printed, data.handwritten)]
     domains = torch.tensor([PRINTED, HANDWRITTEN]).repeat_interleave(BATCH)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lib.ground import diffusion
 from lib.ground.diffusion import Schedule
-from lib.ground.nets import eps_model, small_unet
+from lib.ground.nets import eps_model, seeded, small_unet
 from lib.ground.train import train
 from lib.record.files import UserError, alone, reading, replacing, write_atomic
 from lib.worlds import digits as data
@@ -142,9 +142,7 @@ def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int, steps: int
 def _train(training: Training, prepare: Prepare, device: Device, checkpoints: Path, target: Path) -> None:
     """Train what `prepare` returns, see `denoiser`, and write its averaged weights, its schedule and the seconds."""
     schedule, batch = diffusion.linear(), (training.batch,)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        unet, images, classes = prepare()
+    unet, images, classes = seeded(training.seed, prepare)
     unet.to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs
     optimizer = torch.optim.AdamW(unet.parameters(), lr=training.lr, weight_decay=0.0)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, training.steps))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from lib.ground import folder as folders
 from lib.measures import clip as clips
 from lib.record.files import UserError
 from tests.rounding import assert_same
@@ -92,14 +93,15 @@ def test_objective_against_its_formula(clip, images):
     assert unchanged.item() == pytest.approx(math.log(2), rel=1e-4)  # no direction: the cosine is 0
 
 
-def test_folder_is_scored_in_parts_and_sorted(clip, images, tmp_path):
+def test_folder_is_scored_in_parts_and_sorted(clip, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "CHUNK", 2)
     for name, x in zip("cab", images, strict=True):
         Image.fromarray(((x + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
     expected = dict(zip("cab", clips.similarity(clip, images, "face").tolist(), strict=True))
-    files, scores = clips.score_folder(clip, tmp_path, "face", batch=2)
+    files, scores = clips.score_folder(clip, tmp_path, "face")
     assert [file.stem for file in files] == sorted(expected, key=expected.get, reverse=True)
     assert scores.tolist() == pytest.approx(sorted(expected.values(), reverse=True), abs=2e-3)  # 8-bit files
-    with pytest.raises(UserError, match="missing or holds no image"):
+    with pytest.raises(UserError, match="does not exist"):
         clips.score_folder(clip, tmp_path / "none", "face")
 
 

@@ -102,7 +102,7 @@ def test_errors_show_as_one_line_in_a_notebook():
     [
         ('{"schema": 99, "notebook": "x"}', ["schema 99", "reads 1"]),
         ("[]", ["schema None"]),
-        ('{"schema": 1', ["not JSON"]),
+        ('{"schema": 1', ["damaged"]),
         (None, ["missing"]),
     ],
 )

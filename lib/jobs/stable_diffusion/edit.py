@@ -127,10 +127,8 @@ def sdedit(
     """
     if wrong := [strength for strength in strengths if not 0 < strength <= 1]:
         raise UserError(f"strengths: {wrong[0]} given; each lies above 0 and up to 1")
-    sampler, grid = (
-        translation.Sampler(sd.schedule, steps, eta),
-        diffusion.ddim_timesteps(sd.schedule.T, steps).tolist(),
-    )
+    sampler = translation.Sampler(sd.schedule, steps, eta)
+    grid = diffusion.ddim_timesteps(sd.schedule.T, steps).tolist()
     x, model = prepare_image(image, sd.checked_size(size)), sd.guided(prompt, omega)
     with enough_memory(f"size, {LESS}"):
         z, ends = sd.encode(x[None]), []
@@ -215,7 +213,7 @@ def prepare_image(image: Picture, size: int = 512) -> Tensor:
         name, where = file.name, f"image folder {file.parent}"
         if not file.is_file():
             raise UserError(f"image: file {file} does not exist; name an image file")
-    read = folder.collect([(name, file)], size, 3, "refuse", where, threads=1)
+    read = folder.collect([(name, file)], size, 3, "refuse", where)
     for hint in read.hints:
         print(hint)
     return read.images[0]

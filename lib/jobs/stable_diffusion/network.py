@@ -18,7 +18,6 @@ from lib.papers.dds.network import PAPER, UNETS, DistilledNetwork, Settings, Tas
 from lib.record.files import UserError, reading, replacing, write_atomic
 
 CONFIG, INSTRUCTIONS, TRAINING = "unet/config.json", "instructions.safetensors", "training.json"
-CHUNK = 64  # images decoded at a time
 SAVE_EVERY = 1000  # iterations between checkpoints
 
 
@@ -126,14 +125,5 @@ def fingerprint(what: Any) -> str:
 
 def encoded(teacher: StableDiffusion, images: str | Path, size: int) -> Tensor:
     """Return latents (n, 4, h, w) of a folder's images, on the CPU, some images at a time: pixels take much memory."""
-    place = Path(images).expanduser()
-    files = folder.image_files(place) if place.is_dir() else []
-    if not files:
-        folder.read(place, size)  # says what is wrong
-    parts = []
     with enough_memory("size"):
-        for i in range(0, len(files), CHUNK):
-            named = [(file.name, file) for file in files[i : i + CHUNK]]
-            found = folder.collect(named, size, 3, "refuse", str(place))
-            parts.append(teacher.encode(found.images).cpu())
-    return torch.cat(parts)
+        return torch.cat([teacher.encode(some).cpu() for _, some in folder.chunks(images, size)])

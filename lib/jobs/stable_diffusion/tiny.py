@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from lib.ground.nets import seeded
+
 SIZE = 64  # side of the tiny pipeline's images; its latents have half of it
 CLIP_SIZE = 32  # side of the images that the tiny CLIP takes
 TEXT: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -58,9 +60,8 @@ def write_tiny_clip(folder: str | Path) -> Path:
     """Save a CLIP of random weights in a folder that `lib.measures.clip.load` takes, and return the folder."""
     tokenizer = byte_tokenizer()
     vision = {**TEXT, "image_size": CLIP_SIZE, "patch_size": 8}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = CLIPModel(CLIPConfig(text_config=_text(tokenizer), vision_config=vision, projection_dim=8))
+    config = CLIPConfig(text_config=_text(tokenizer), vision_config=vision, projection_dim=8)
+    model: Any = seeded(0, lambda: CLIPModel(config))
     sizes: Any = {"crop_size": {"height": CLIP_SIZE, "width": CLIP_SIZE}, "size": {"shortest_edge": CLIP_SIZE}}
     for part in (tokenizer, CLIPImageProcessor(**sizes), model):
         part.save_pretrained(folder)

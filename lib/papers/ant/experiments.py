@@ -4,21 +4,23 @@ A seed draws ten shots, one of each class. All arms of a seed see the same shots
 sampled with the same noises at the start and at each step.
 """
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
 from lib.measures import distances, perceptual
-from lib.papers.ant import images, method as ant
+from lib.papers.ant import method as ant
+from lib.papers.ant.adaptor import Adaptor
 from lib.record.run import stacked
 from lib.worlds import digits, judge as judging
 
@@ -33,6 +35,7 @@ MEASURES = {
 SHOTS, SHOWN = 10, 10  # target images; samples of each run that are kept to be shown
 TOLD_AT = 250  # timestep at which the classifier of the guidance is judged
 GAMMA, OMEGA = 5.0, 0.02  # the paper's
+TRANSFERRED = 0.8  # share of handwritten samples at which an arm counts as transferred
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Draw:
     def train(self, arm: Arm, classifier: NoisedClassifier) -> list[Tensor]:
         """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0."""
         p, guidance = self.p, ant.classifier_guidance(classifier) if arm.gamma else None
-        unet, trained = images.student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
+        unet, trained = student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
         model, samples = nets.eps_model(unet), []
 
         def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -109,10 +112,10 @@ class Draw:
         """
         flags = torch.stack([judging.judge(self.judge, x).domain == judging.HANDWRITTEN for x in samples])  # (stops, n)
         k = 1 + len(set(self.p.checkpoints))  # stops that all arms have
-        times = images.first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
-        radius = images.copy_radius(self.shots, self.digits.images)
-        copies = [images.copies(x, self.shots, radius) for x in samples]
-        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= images.TRANSFERRED]
+        times = first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
+        radius = distances.copy_radius(self.shots, self.digits.images)
+        copies = [distances.copies(x, self.shots, radius) for x in samples]
+        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= TRANSFERRED]
         copied, when = (copies[reached[0]], arm.stops[reached[0]]) if reached else (np.nan, np.nan)
         spread = times.log2().std().item()
         return {"spread": spread, "copies": copied, "transferred": when, "copies_end": copies[-1]}
@@ -188,3 +191,25 @@ def protocol(p: Any) -> str:
     sets = {"samples a run and draw": p.samples, "handwritten digits": len(digits.handwritten().labels)}
     line = distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
     return f"{line}. Intra-LPIPS, digit features: the same samples, 10 shots, clusters without a pair left out"
+
+
+def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int = 0) -> tuple[Any, nn.Module]:
+    """Return a copy of a diffusers U-Net and the module to be trained: the copy itself, or an adaptor beside it.
+
+    ``adaptor`` has the settings of :meth:`lib.papers.ant.adaptor.Adaptor.attach`, ``seed`` draws its first weights.
+    """
+    unet: Any = copy.deepcopy(source).to(memory_format=torch.channels_last).requires_grad_(True)  # faster on a CPU
+    if adaptor is None:
+        return unet, unet
+    unet.eval()  # dropout, if there is any, belongs to the trained part
+    return unet, nets.seeded(seed, lambda: Adaptor.attach(unet, **adaptor))
+
+
+def first_handwritten(handwritten: Tensor, iterations: Sequence[int]) -> Tensor:
+    """Return the first of k iterations at which each noise's sample is handwritten; (k, n), bool -> (n,), float64.
+
+    A noise that has not transferred at the last one counts with twice that: one unit more on the scale of log2.
+    """
+    grid = torch.tensor([*iterations, 2 * iterations[-1]], dtype=torch.float64)
+    never = torch.ones_like(handwritten[:1])  # (1, n)
+    return grid[torch.cat([handwritten, never]).int().argmax(0)]  # argmax: the first of the largest

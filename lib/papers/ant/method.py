@@ -81,14 +81,7 @@ def ascent_direction(model: Model, schedule: Schedule, x0: Tensor, t: Tensor, ep
 
 
 def adversarial_noise(
-    model: Model,
-    schedule: Schedule,
-    x0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    omega: float = 0.02,
-    J: int = 10,
-    norm: str = "sample",
+    model: Model, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, omega: float, J: int, norm: str = "sample"
 ) -> Tensor:
     """eps^J of eq. (7): J steps of gradient ascent on the denoising error at one t, each followed by `normalise`."""
     for _ in range(J):

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.ground import diffusion
-from lib.ground.nets import MLP, Stack
+from lib.ground.nets import MLP, Stack, seeded
 from lib.ground.noised_classifier import classifier_loss
 from lib.ground.toy2d import Gaussian, Mixture
 from lib.ground.train import History, train
@@ -76,12 +76,8 @@ def batch(points: Tensor, size: int, streams: Sequence[torch.Generator]) -> tupl
 
 def networks(seeds: Sequence[int], purpose: str, p: Any) -> Stack:
     """Untrained networks, the weights of a member drawn from its own seed."""
-    members = []
-    with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.manual_seed(stream(seed, purpose).initial_seed())
-            members.append(MLP(width=p.width, depth=2, frequencies=8))
-    return Stack(members)
+    streams = (stream(seed, purpose).initial_seed() for seed in seeds)
+    return Stack([seeded(begin, lambda: MLP(width=p.width, depth=2, frequencies=8)) for begin in streams])
 
 
 def fit(stack: Stack, loss: Callable[[], Tensor], steps: int, lr: float, **options: Any) -> History:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lib.ground.diffusion import Schedule, batch_of, trajectory
-from lib.ground.nets import eps_model
+from lib.ground.nets import eps_model, seeded
 from lib.ground.train import History, train
 from lib.measures import clip
 from lib.papers.baselines.translation import Level, ddim_mean
@@ -48,9 +48,7 @@ def delta_block(unet: Any, seed: int = 0) -> DeltaBlock:
     """Return a new delta block with the sizes of `unet` (a diffusers U-Net) and random weights from `seed`."""
     config, device = unet.config, next(unet.parameters()).device
     sizes = config["block_out_channels"][-1], unet.time_embedding.linear_2.out_features, config["norm_num_groups"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return DeltaBlock(*sizes).to(device)
+    return seeded(seed, lambda: DeltaBlock(*sizes)).to(device)
 
 
 def hooked(unet: Any, change: Callable[[Tensor, Tensor], Tensor | None]) -> RemovableHandle:
@@ -77,14 +75,7 @@ def asymmetric_step(schedule: Schedule, x: Tensor, eps: Tensor, edited: Tensor, 
 
 @torch.no_grad()
 def edit(
-    unet: Any,
-    schedule: Schedule,
-    x: Tensor,
-    direction: Direction,
-    strength: float = 1.0,
-    steps: int = 40,
-    start: int | None = None,
-    t_edit: int = 500,
+    unet: Any, schedule: Schedule, x: Tensor, direction: Direction, strength: float, steps: int, start: int, t_edit: int
 ) -> Tensor:
     """Sample with the direction added where t >= t_edit; 500 is SDFT's 0.5 T (Kwon et al. 2023, Sec. 3).
 

@@ -133,5 +133,5 @@ def cycle_diffusion(
 def ddim_mean(schedule: Schedule, x0: Tensor, eps: Tensor, level: Level, eta: float = 0.0) -> tuple[Tensor, float]:
     """Return mean and standard deviation of a step of DDIM from t to `previous` (Song et al. 2021, Eq. 12 and 16)."""
     a, a_prev = (alpha_bar_at(schedule, t) for t in level)
-    sigma = diffusion.ddim_sigma(a, a_prev, eta)
+    sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)) ** 0.5
     return math.sqrt(a_prev) * x0 + math.sqrt(1 - a_prev - sigma**2) * eps, sigma

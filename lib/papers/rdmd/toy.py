@@ -65,13 +65,11 @@ def noise(n: int, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
 
 def denoisers(seeds: Sequence[int], p: Any) -> Stack:
     """Untrained denoisers of the plane, the weights of a member drawn with its seed."""
-    members = []
-    with torch.random.fork_rng(devices=[]):
-        for seed in seeds:
-            torch.manual_seed(seed)
-            net = nets.MLP(dim=2, width=p.width, depth=p.depth, level="sigma", frequencies=4)
-            members.append(nets.EDM(net, deviation(p)))
-    return Stack(members)
+
+    def make() -> nets.EDM:
+        return nets.EDM(nets.MLP(dim=2, width=p.width, depth=p.depth, level="sigma", frequencies=4), deviation(p))
+
+    return Stack([nets.seeded(seed, make) for seed in seeds])
 
 
 def deviation(p: Any) -> float:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from lib.ground.nets import seeded
 from lib.worlds import digits, judge as judging
 from lib.worlds.digits import slant
 
@@ -22,9 +23,7 @@ def above_median(digits_: digits.Digits) -> Tensor:
 
 def _fit(make: Callable[[], Any], loss: Loss, steps: int, seed: int, device: torch.device, falling: bool) -> Any:
     """Train a small classifier by AdamW, its rate `falling` along a cosine or not; weights and batches from `seed`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = make().to(device)
+    net = seeded(seed, make).to(device)
     generator = torch.Generator().manual_seed(seed)
     rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps, eta_min=0.0 if falling else 3e-3)

@@ -85,8 +85,8 @@ def test_omega_does_not_depend_on_the_batch() -> None:
     torch.testing.assert_close(whole, one)
     images = torch.randn(4, 1, 8, 8, generator=seeded(), dtype=torch.float64)
     noise, t = torch.randn(4, 1, 8, 8, generator=seeded(1), dtype=torch.float64), torch.tensor([10, 200, 500, 900])
-    many = ant.adversarial_noise(lambda x, t: x.tanh(), SCHEDULE, images, t, noise, omega=0.1)
-    single = ant.adversarial_noise(lambda x, t: x.tanh(), SCHEDULE, images[2:3], t[2:3], noise[2:3], omega=0.1)
+    many = ant.adversarial_noise(lambda x, t: x.tanh(), SCHEDULE, images, t, noise, 0.1, 10)
+    single = ant.adversarial_noise(lambda x, t: x.tanh(), SCHEDULE, images[2:3], t[2:3], noise[2:3], 0.1, 10)
     torch.testing.assert_close(many[2:3], single)
 
 
@@ -137,8 +137,8 @@ def test_no_ascent_returns_the_noise_and_weights_get_no_gradient() -> None:
     """J = 0 changes nothing; J > 0 leaves the network's gradients alone."""
     stack = small_stack()
     x0, t, eps = batch(3, 20, 2)
-    assert torch.equal(ant.adversarial_noise(stack, SCHEDULE, x0, t, eps, J=0), eps)
-    moved = ant.adversarial_noise(stack, SCHEDULE, x0, t, eps, J=2, norm="batch")
+    assert torch.equal(ant.adversarial_noise(stack, SCHEDULE, x0, t, eps, 0.02, 0), eps)
+    moved = ant.adversarial_noise(stack, SCHEDULE, x0, t, eps, 0.02, 2, "batch")
     assert not moved.requires_grad
     assert all(p.grad is None for p in stack.parameters())
 

@@ -61,8 +61,8 @@ def linear_delta(h: Tensor, temb: Tensor, t: int) -> Tensor:
 def test_strength_zero_is_ddim(unet, schedule, noise):
     block = asyrp.delta_block(unet).double()
     plain = diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, **HOW)
-    assert_same(asyrp.edit(unet, schedule, noise, block, 0.0, **HOW), plain, steps=8)
-    assert (asyrp.edit(unet, schedule, noise, block, 1.0, **HOW) - plain).abs().max() > 1e-3
+    assert_same(asyrp.edit(unet, schedule, noise, block, 0.0, t_edit=500, **HOW), plain, steps=8)
+    assert (asyrp.edit(unet, schedule, noise, block, 1.0, t_edit=500, **HOW) - plain).abs().max() > 1e-3
 
 
 def test_only_steps_from_t_edit_upwards_are_edited(unet, schedule, noise):
@@ -72,10 +72,10 @@ def test_only_steps_from_t_edit_upwards_are_edited(unet, schedule, noise):
         calls.append(t)
         return block(h, temb, t)
 
-    asyrp.edit(unet, schedule, noise, counted, t_edit=500, **HOW)
+    asyrp.edit(unet, schedule, noise, counted, 1.0, t_edit=500, **HOW)
     assert calls == [700, 600, 500]
     plain = diffusion.sample_ddim(nets.eps_model(unet), schedule, noise, **HOW)
-    assert_same(asyrp.edit(unet, schedule, noise, block, t_edit=800, **HOW), plain, steps=8)
+    assert_same(asyrp.edit(unet, schedule, noise, block, 1.0, t_edit=800, **HOW), plain, steps=8)
 
 
 def test_asymmetric_step_of_a_linear_network_is_the_formula(schedule):
@@ -106,14 +106,14 @@ def test_symmetric_change_of_both_terms_would_differ(schedule):
 def test_hook_is_removed_also_after_an_exception(unet, schedule, noise):
     t = torch.full((6,), 500)
     before = unet(noise, t).sample
-    asyrp.edit(unet, schedule, noise, asyrp.delta_block(unet).double(), **HOW)
+    asyrp.edit(unet, schedule, noise, asyrp.delta_block(unet).double(), 1.0, t_edit=500, **HOW)
     assert torch.equal(unet(noise, t).sample, before)
 
     def broken(h: Tensor, temb: Tensor, t: int) -> Tensor:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        asyrp.edit(unet, schedule, noise, broken, **HOW)
+        asyrp.edit(unet, schedule, noise, broken, 1.0, t_edit=500, **HOW)
     assert torch.equal(unet(noise, t).sample, before)
     assert not unet.mid_block._forward_hooks
 

@@ -5,13 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from lib.ground import diffusion
 from lib.ground.toy2d import Gaussian, Mixture
 from lib.papers.baselines import egsde, translation
 from lib.record.files import UserError
-from tests.exact import exact_denoiser
+from tests.exact import exact, exact_denoiser, run_diffusers
 from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
@@ -19,7 +20,8 @@ STEPS = 40  # t = 0, 25, ..., 975
 MEANS = torch.tensor([[0.6, -0.2], [-0.4, 0.3]], dtype=torch.float64)
 SOURCE, TARGET = Gaussian(MEANS[0], 0.5), Gaussian(MEANS[1], 0.2)
 SOURCE_MODEL, TARGET_MODEL = exact_denoiser(SCHEDULE, SOURCE), exact_denoiser(SCHEDULE, TARGET)
-MIXTURE_MODEL = exact_denoiser(SCHEDULE, Mixture(torch.eye(2, dtype=torch.float64), 0.2))
+MIXTURE = Mixture(torch.eye(2, dtype=torch.float64), 0.2)
+MIXTURE_MODEL = exact_denoiser(SCHEDULE, MIXTURE)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -85,16 +87,13 @@ def test_result_is_of_the_target(name):
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("clip", [False, True])
-def test_sdedit_from_the_top_samples_as_the_samplers_do(eta, clip):
-    x0 = normal(5, 2)
-    draws = generator(7)
-    start = SCHEDULE.add_noise(x0, torch.randn(5, 2, generator=draws, dtype=torch.float64), 975)
-    options = {"steps": STEPS, "generator": draws, "clip": clip}
-    ours = translation.sdedit(MIXTURE_MODEL, walk(eta=eta, clip=clip), x0, generator(7), 975)
-    if eta == 1.0:
-        theirs = diffusion.sample_ddpm(MIXTURE_MODEL, SCHEDULE, start, **options)
-    else:
-        theirs = diffusion.sample_ddim(MIXTURE_MODEL, SCHEDULE, start, eta=eta, **options)
+def test_sdedit_from_the_top_samples_as_diffusers_does(eta, clip):
+    scheduler, schedule = exact(DDIMScheduler(clip_sample=clip))
+    x0, draws, model = normal(5, 2), generator(7), exact_denoiser(schedule, MIXTURE)
+    start = schedule.add_noise(x0, torch.randn(5, 2, generator=draws, dtype=torch.float64), 975)
+    options = {"eta": eta, "use_clipped_model_output": clip, "generator": draws}
+    theirs = run_diffusers(scheduler, model, start, STEPS, **options)
+    ours = translation.sdedit(model, translation.Sampler(schedule, STEPS, eta, clip), x0, generator(7), 975)
     assert_same(ours, theirs, steps=STEPS)
 
 

@@ -9,7 +9,8 @@ import torch
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier
-from lib.papers.ant import experiments, images, method as ant
+from lib.measures import distances
+from lib.papers.ant import experiments, method as ant
 from lib.worlds.judge import Classifier
 from tests.rounding import assert_same
 
@@ -25,7 +26,7 @@ def unet():
 def run(unet, seed=0, steps=3, adaptor=None, guidance=None, **options):
     """A fine-tuned copy of the net, what was trained, and the values of the losses."""
     shots = torch.linspace(-1, 1, 5 * 64).view(5, 1, 8, 8)
-    net, trained = images.student(unet, adaptor, seed)
+    net, trained = experiments.student(unet, adaptor, seed)
     model, settings = nets.eps_model(net), Options(batch=4, lr=1e-3, seed=seed)
 
     def loss(x0, t, eps):
@@ -97,17 +98,17 @@ def test_the_ascent_computes_no_gradient_of_the_weights(unet):
 
 def test_first_handwritten_counted_by_hand():
     handwritten = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1]]).bool()  # checkpoints, noises
-    assert images.first_handwritten(handwritten, [2, 4, 8]).tolist() == [2, 16, 4, 8]
+    assert experiments.first_handwritten(handwritten, [2, 4, 8]).tolist() == [2, 16, 4, 8]
 
 
 def test_copies_are_nearer_than_real_images_are():
     shots = torch.zeros(1, 1, 2, 2)
     distances = torch.linspace(0.1, 1.1, 101)
     real = torch.cat([shots, distances.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)])  # the shot itself is left out
-    radius = images.copy_radius(shots, real)
+    radius = distances.copy_radius(shots, real)
     assert radius == pytest.approx(0.11, abs=1e-3)
     samples = torch.tensor([0.0, 0.05, 0.105, 0.2]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    assert images.copies(samples, shots, radius) == 0.75
+    assert distances.copies(samples, shots, radius) == 0.75
 
 
 def test_the_radius_leaves_out_the_shots_and_nothing_else():
@@ -115,9 +116,9 @@ def test_the_radius_leaves_out_the_shots_and_nothing_else():
     shots = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     near, far = shots[3:4] + 5e-5, torch.full((40, 1, 16, 16), 3.0)
     real = torch.cat([far, shots, near, shots[:2]])
-    assert images.copy_radius(shots, real, quantile=0.0) == pytest.approx(5e-5, rel=0.01)
+    assert distances.copy_radius(shots, real, quantile=0.0) == pytest.approx(5e-5, rel=0.01)
     expected = (far[:1].double() - shots.double()).square().mean((1, 2, 3)).sqrt().min().item()
-    assert images.copy_radius(shots, real, quantile=0.5) == pytest.approx(expected, rel=1e-9)
+    assert distances.copy_radius(shots, real, quantile=0.5) == pytest.approx(expected, rel=1e-9)
 
 
 def parameters(**more):
