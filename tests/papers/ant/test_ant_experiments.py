@@ -9,7 +9,6 @@ import torch
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier
-from lib.measures import distances
 from lib.papers.ant import experiments, method as ant
 from lib.worlds.judge import Classifier
 from tests.rounding import assert_same
@@ -99,26 +98,6 @@ def test_the_ascent_computes_no_gradient_of_the_weights(unet):
 def test_first_handwritten_counted_by_hand():
     handwritten = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1]]).bool()  # checkpoints, noises
     assert experiments.first_handwritten(handwritten, [2, 4, 8]).tolist() == [2, 16, 4, 8]
-
-
-def test_copies_are_nearer_than_real_images_are():
-    shots = torch.zeros(1, 1, 2, 2)
-    distances = torch.linspace(0.1, 1.1, 101)
-    real = torch.cat([shots, distances.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)])  # the shot itself is left out
-    radius = distances.copy_radius(shots, real)
-    assert radius == pytest.approx(0.11, abs=1e-3)
-    samples = torch.tensor([0.0, 0.05, 0.105, 0.2]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    assert distances.copies(samples, shots, radius) == 0.75
-
-
-def test_the_radius_leaves_out_the_shots_and_nothing_else():
-    """Shots are known by equal pixels; a near duplicate counts, though float32 distances cannot tell it from a shot."""
-    shots = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    near, far = shots[3:4] + 5e-5, torch.full((40, 1, 16, 16), 3.0)
-    real = torch.cat([far, shots, near, shots[:2]])
-    assert distances.copy_radius(shots, real, quantile=0.0) == pytest.approx(5e-5, rel=0.01)
-    expected = (far[:1].double() - shots.double()).square().mean((1, 2, 3)).sqrt().min().item()
-    assert distances.copy_radius(shots, real, quantile=0.5) == pytest.approx(expected, rel=1e-9)
 
 
 def parameters(**more):
