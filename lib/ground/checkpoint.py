@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from lib.record.files import UserError, reading, replacing, write_atomic
 
+NAMES = "step-[0-9]*"  # checkpoints; a dot before it: an unfinished one
+
 
 @dataclass
 class History:
@@ -99,7 +101,7 @@ def resume(run: State, steps: int) -> None:
 
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint of the most steps in `folder`."""
-    return max((p for p in folder.glob("step-*") if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
+    return max((p for p in folder.glob(NAMES) if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
 
 
 def writable(folder: Path) -> Path:
@@ -157,7 +159,7 @@ def _write(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
         write_atomic(draft / "state.pt", buffer.getvalue())
         _flush(draft)
     _flush(folder)
-    for path in folder.glob("*step-*"):
+    for path in [*folder.glob(NAMES), *folder.glob(f".{NAMES}")]:
         if path != target:  # a kill in between leaves half of one that nobody reads
             shutil.rmtree(path, ignore_errors=True)
 
