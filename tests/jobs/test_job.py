@@ -1,5 +1,6 @@
 """A job from a folder of images and a model to a folder of results: whole, resumed, refused, and its cost before it."""
 
+import inspect
 import json
 import math
 
@@ -96,14 +97,16 @@ def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
     stopped, loop = tmp_path / "stopped", finetune.train
 
     def interrupted(*args, **kwargs):
-        after = kwargs["on_step"]
+        call = inspect.signature(loop).bind(*args, **kwargs)
+        after = call.arguments["on_step"]
 
         def stop(i, history):
             after(i, history)
             if i == 3:
                 raise KeyboardInterrupt
 
-        return loop(*args, **kwargs | {"on_step": stop})
+        call.arguments["on_step"] = stop
+        return loop(*call.args, **call.kwargs)
 
     monkeypatch.setattr(finetune, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
