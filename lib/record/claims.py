@@ -106,6 +106,11 @@ def verdict(checks: Iterable[dict[str, Any]]) -> str:
 
 
 def card(claim_id: str, judged: dict[str, Any], foot: str = "", template: str = "card.html") -> str:
-    """Return the claim card of a judged claim as HTML, or by `card.txt` as text; `foot` is HTML for its last line."""
+    """Return the claim card of a judged claim as HTML; `foot` is HTML for its last line."""
     values = {"reason": "", **judged, "id": claim_id, "foot": Markup(foot), "marks": MARKS, "rule": rule_text}
     return show.render(template, **values)
+
+
+def card_text(claim_id: str, judged: dict[str, Any]) -> str:
+    """Return the claim card as plain text, for terminals."""
+    return card(claim_id, judged, template="card.txt").rstrip()

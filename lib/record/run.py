@@ -102,8 +102,8 @@ class Run:
 
     def _card(self, claim_id: str, judged: dict[str, Any]) -> None:
         self.claims[claim_id] = judged
-        card, words = (claims.card(claim_id, judged, template=name) for name in ("card.html", "card.txt"))
-        display({"text/html": card, "text/plain": words.rstrip()}, raw=True)
+        card, words = claims.card(claim_id, judged), claims.card_text(claim_id, judged)
+        display({"text/html": card, "text/plain": words}, raw=True)
 
     def provenance(self) -> dict[str, Any]:
         """Return where the numbers come from: commit, versions, hardware, seed, seconds, memory."""

@@ -47,7 +47,7 @@ def test_verdicts():
 def test_claim_that_cannot_be_tested_says_what_it_needs():
     judged = claims.not_tested(ENTRY, "needs a GPU")
     assert claims.verdict(judged["checks"]) == judged["verdict"] == "not tested here"
-    for written in (claims.card("T1", judged), claims.card("T1", judged, template="card.txt")):
+    for written in (claims.card("T1", judged), claims.card_text("T1", judged)):
         assert "not tested here" in written
         assert "needs a GPU" in written
 
@@ -60,7 +60,7 @@ def test_every_check_is_measured_and_nothing_else(measured):
 
 def test_card_carries_verdict_in_words_and_every_check():
     judged = claims.judge("T1", ENTRY, GOOD)
-    for written in (claims.card("T1", judged), claims.card("T1", judged, template="card.txt")):
+    for written in (claims.card("T1", judged), claims.card_text("T1", judged)):
         assert "reproduced" in written
         for check in ENTRY["checks"]:
             assert check["what"] in written
