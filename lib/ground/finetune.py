@@ -113,7 +113,7 @@ def finetune(
 
     shared = {name: getattr(o, name) for name in ("batch", "lr", "betas", "weight_decay", "accumulate")}
     shared |= {name: getattr(o, name) for name in ("warmup", "clip", "flip")} | {"images": images.shape, **o.parameters}
-    modules, optimizers = {"student": student}, {"student": optimizer, "warmup": warmup}
+    modules, optimizers = {"student": student}, {"student": optimizer} | ({"warmup": warmup} if o.warmup else {})
     ema = {"student": o.ema} if o.ema else None
     student.eval()
     return train(

@@ -121,8 +121,10 @@ def collect(
     """
     if damaged not in DAMAGED:
         raise UserError(f"damaged: '{damaged}' given; one of {', '.join(DAMAGED)}")
+    if channels not in (1, 3):
+        raise UserError(f"images of {channels} channels asked for; there are images of 1 (grey) and 3 (RGB)")
     key = hashlib.sha256(json.dumps([FORMAT, size, channels, marks]).encode()).hexdigest()[:16]
-    kept = cache and Path(cache).expanduser() / f"images-{key}.safetensors"
+    kept = cache and marks and Path(cache).expanduser() / f"images-{key}.safetensors"
     found = _load(kept) if kept else None
     if found is None:
         found = _decoded(files, size, channels)

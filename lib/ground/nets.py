@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lib.record.files import UserError
 
 HEAD = 32  # channels of an attention head
-Made = TypeVar("Made")
 Level = float | Tensor  # timestep or sigma: a number, or one per sample with shape (B,) or (B, 1)
 
 
@@ -137,7 +136,7 @@ def eps_model(unet: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x_t, t: unet(x_t, t).sample[:, :channels].to(x_t.dtype)
 
 
-def seeded(seed: int, make: Callable[[], Made]) -> Made:
+def seeded(seed: int, make: Callable[[], Any]) -> Any:
     """Return ``make()``, its random weights from `seed`; torch's global random numbers are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
