@@ -4,7 +4,8 @@ SDEdit (Meng et al. 2022) and ILVR (Choi et al. 2021) need a model of the target
 CycleDiffusion (Wu and De la Torre 2023) need one of the source domain too. A model is any ``eps = model(x_t, t)`` with
 t (B,); samples are (B, ...), images (B, c, h, w) in [-1, 1].
 
-All take their steps from a `Sampler`, down to timesteps of its trajectory. Defaults are those of the authors' codes.
+All take their steps from a `Sampler`, down to timesteps of its trajectory. Defaults are those of the
+authors' codes, the `Sampler`'s those of SDEdit and EGSDE; ILVR's authors take 100 steps, CycleDiffusion's eta 0.1.
 Noise comes from one generator, the whole batch at a time: two models that get generators of one seed see the same one.
 """
 
