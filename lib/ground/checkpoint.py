@@ -104,13 +104,6 @@ def newest(folder: Path) -> Path | None:
     return max((p for p in folder.glob(NAMES) if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
 
 
-def writable(folder: Path) -> Path:
-    """Return `folder`, made if it was not there, after a try to write in it."""
-    write_atomic(probe := folder / ".writable", "")
-    probe.unlink(missing_ok=True)  # of several processes one deletes it
-    return folder
-
-
 def cuda_devices(modules: Mapping[str, nn.Module]) -> list[int]:
     """Return the GPUs that hold a parameter of the networks."""
     devices = {p.device for m in modules.values() for p in m.parameters()}

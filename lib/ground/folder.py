@@ -78,11 +78,11 @@ def read(
     return collect(items, size, channels, damaged, f"image folder {place}", cache, marks)
 
 
-def chunks(folder: Place, size: int) -> Iterator[tuple[list[Path], torch.Tensor]]:
-    """Yield the image files of a folder and their RGB images, as `read` gives them, a few hundred at a time."""
+def chunks(folder: Place, size: int, count: int = CHUNK) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    """Yield the image files of a folder and their RGB images, as `read` gives them, `count` at a time."""
     place, files = _found(folder, recursive=False)
-    for start in range(0, len(files), CHUNK):
-        part = files[start : start + CHUNK]
+    for start in range(0, len(files), count):
+        part = files[start : start + count]
         named = [(file.name, file) for file in part]
         yield part, collect(named, size, 3, "refuse", f"image folder {place}").images
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from lib.ground import checkpoint
 from lib.ground.checkpoint import History, State
-from lib.record.files import UserError
+from lib.record.files import UserError, writable
 
 __all__ = ["History", "train"]
 
@@ -82,7 +82,7 @@ def train(
     if accelerator:
         modules = {name: accelerator.unwrap_model(module) for name, module in modules.items()}
         rank, processes = accelerator.process_index, accelerator.num_processes
-    place = None if folder is None else checkpoint.writable(Path(folder))
+    place = None if folder is None else writable(Path(folder))
     kinds = {name: type(optimizer).__name__ for name, optimizer in optimizers.items()}
     settings = {"seed": seed, "ema": ema, "optimizers": kinds, "processes": processes, **(parameters or {})}
     if processes > 1:

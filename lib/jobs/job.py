@@ -130,13 +130,12 @@ def _digest(found: Read) -> str:
 
 def _finished(s: Settings, found: Read) -> dict[str, Any] | None:
     """Return the metrics of a job that was done with just these settings and images."""
-    path = s.out / METRICS
-    if not (path.is_file() and (s.out / "model").is_dir()):
+    try:
+        metrics = json.loads((s.out / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    with reading(path, "delete it"):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        same = metrics["settings"] == s.model_dump(mode="json") and metrics["images"]["checksum"] == _digest(found)
-    return metrics if same else None
+    same = metrics["settings"] == s.model_dump(mode="json") and metrics["images"]["checksum"] == _digest(found)
+    return metrics if same and (s.out / "model").is_dir() else None
 
 
 def _work(s: Settings, source: Source, found: Read) -> None:

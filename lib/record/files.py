@@ -34,6 +34,13 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to folder {folder}: {why}; choose another with `out`") from None
 
 
+def writable(folder: Path) -> Path:
+    """Return `folder`, made if it was not there, after a try to write in it: refused before the work, not after."""
+    with writing(folder):
+        tempfile.TemporaryFile(dir=folder).close()
+    return folder
+
+
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     with writing(path.parent):
@@ -55,13 +62,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Yield a draft beside `folder` that takes its place by one rename at the end, or is removed after an error."""
     with writing(folder.parent):
         draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            yield draft
-            draft.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+    try:
+        yield draft
+        draft.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import platform
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from IPython.display import display
 from tqdm.auto import tqdm
 
 from lib.record import claims, show
-from lib.record.files import ROOT, SCHEMA, UserError, write_atomic, writing
+from lib.record.files import ROOT, SCHEMA, UserError, writable, write_atomic
 from lib.record.parameters import validate
 
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
@@ -53,8 +52,7 @@ class Run:
         self.figures: dict[str, Any] = {}
         self._began = time.perf_counter()
         self._entries = claims.load(ROOT / "claims.yaml")
-        with writing(self.folder):  # refuse an unwritable folder before the work, not after
-            tempfile.TemporaryFile(dir=self.folder).close()
+        writable(self.folder)
         torch.manual_seed(parameters.seed)
         np.random.seed(parameters.seed)
         shown = ", ".join(f"{name} = {value!r}" for name, value in vars(parameters).items())

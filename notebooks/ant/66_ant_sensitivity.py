@@ -92,8 +92,8 @@ values = run.replicates(lambda seed: experiments.sensitivity(seed, p, *world))
 # %% [markdown]
 # ## Result
 # ### Quality and diversity against gamma and omega
-# Mean over the draws; the bars reach from the smallest to the largest. Lower is better above, more diverse is higher
-# below. The panels of a row share their vertical axis.
+# Mean over the draws; the bars reach from the smallest to the largest. Above, lower is better; below, higher is more
+# diverse. The panels of a row share their vertical axis.
 
 
 # %% tags=["hide-input"]

@@ -126,4 +126,4 @@ def fingerprint(what: Any) -> str:
 def encoded(teacher: StableDiffusion, images: str | Path, size: int) -> Tensor:
     """Return latents (n, 4, h, w) of a folder's images, on the CPU, some images at a time: pixels take much memory."""
     with enough_memory("size"):
-        return torch.cat([teacher.encode(some).cpu() for _, some in folder.chunks(images, size)])
+        return torch.cat([teacher.encode(some).cpu() for _, some in folder.chunks(images, size, 64)])

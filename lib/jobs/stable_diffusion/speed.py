@@ -14,6 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from lib.ground import diffusion
+from lib.ground.nets import seeded
 from lib.jobs import estimate
 from lib.jobs.stable_diffusion.fast_unet import prepare
 from lib.papers.dds import fast, method as dds
@@ -67,9 +68,8 @@ def random_unet(geometry: str = "sd15", device: torch.device | str = "cpu", seed
     """Return a frozen U-Net of a geometry, `sd15` or `small`, with the weights that diffusers begins training with."""
     if geometry not in GEOMETRIES:
         raise UserError(f"geometry: unknown '{geometry}'; one of {', '.join(GEOMETRIES)}")
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if str(device) == "meta" else "cpu"):
-        torch.manual_seed(seed)
-        unet: Any = UNet2DConditionModel(**GEOMETRIES[geometry])
+    with torch.device("meta" if str(device) == "meta" else "cpu"):
+        unet = seeded(seed, lambda: UNet2DConditionModel(**GEOMETRIES[geometry]))
     return unet.to(device).eval().requires_grad_(False)
 
 

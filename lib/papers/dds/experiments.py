@@ -136,11 +136,11 @@ def path_steps(p: Any) -> list[int]:
 
 
 def digit_task(
-    seed: int, p: Any, unet: Any, schedule: Schedule, inputs: Tensor, y_hat: Tensor, y: Tensor
+    seed: int, p: Any, unet: Any, schedule: Schedule, inputs: Tensor, y_hat: Tensor, y: Tensor, iterations: int
 ) -> tuple[Tensor, Callable[..., dds.Edit]]:
-    """Return inputs on the device and their edit; what depends on the inputs alone is predicted once for all edits."""
+    """Return inputs on the device and their edit; what depends on inputs alone is predicted once, for `iterations`."""
     model, null, z_hat, seed = prompts.prompt_model(unet), prompts.null(), inputs.to(unet.device), 1000 * seed
-    known = fast.reference(model, schedule, z_hat, y_hat, null, iterations=longest(p), seed=seed)
+    known = fast.reference(model, schedule, z_hat, y_hat, null, iterations=iterations, seed=seed)
     options = {"omega": p.omega, "iterations": p.iterations, "seed": seed}
     return z_hat, partial(fast.edit, model, schedule, z_hat, y, y_hat, null, known, **options)
 
@@ -152,7 +152,8 @@ def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Cl
     found: Found = {}
     for name, pair in pairs.items():
         inputs = digits.limited(held_out, p.images, classes=pair[:1], seed=seed).images
-        z_hat, edit = digit_task(seed, p, unet, schedule, inputs, *(prompts.prompt(k, HANDWRITTEN) for k in pair))
+        y_hat, y = (prompts.prompt(digit, HANDWRITTEN) for digit in pair)
+        z_hat, edit = digit_task(seed, p, unet, schedule, inputs, y_hat, y, longest(p))
         long = edit(iterations=longest(p))
         read = prompts.reads(classifier, long.trajectory, pair[1], HANDWRITTEN)  # (n + 1, b)
         found |= {f"{name}_success": read.float().mean(1), f"{name}_path": long.trajectory[path_steps(p), :8]}
@@ -186,7 +187,7 @@ def written(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classi
     """Edit printed digits into handwritten ones of the same digit, a prompt for each."""
     inputs = digits.limited(digits.split(digits.printed(classifier.size))[1], p.images, classes=range(10), seed=seed)
     asked = inputs.labels
-    z_hat, edit = digit_task(seed, p, unet, schedule, inputs.images, asked, asked + prompts.DIGITS)
+    z_hat, edit = digit_task(seed, p, unet, schedule, inputs.images, asked, asked + prompts.DIGITS, p.iterations)
     found = {"printed": z_hat[:20]}
     for name, options in {"written_dds": {}, "written_sds": SDS}.items():
         z = edit(**options).z.clamp(-1, 1)

@@ -127,22 +127,24 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
     reference = judging.judge(judge, seen["source"])
     for name, weight, order in (("naive", 0, 0), ("SDFT", p.lambda_sdft, 0), ("naive again", 0, 500_000)):
         terms = dict.fromkeys(LAMBDAS, weight)
-        net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, decode, **terms)
-        models[name], seen[name] = eps_model(net), pairs[-1]
-        verdicts = [judging.judge(judge, images) for images in pairs]
-        found[f"pairs {name}"] = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
+        look = None if order else decode
+        net, pairs = student(unet, schedule, target, p, seed + order, p.checkpoints, look, **terms)
+        models[name] = eps_model(net)
+        if pairs:
+            seen[name], verdicts = pairs[-1], [judging.judge(judge, images) for images in pairs]
+            found[f"pairs {name}"] = [[judging.realism(v), judging.agreement(v, reference)] for v in verdicts]
 
     classifier, data = NoisedClassifier(unet), (printed.images.to(unet.device), target)
     train_noised(classifier, schedule, *data, p.classifier_steps, 2 * p.batch, p.classifier_lr, seed=seed)
     walk = translation.Sampler(schedule, p.steps, p.eta, clip=True)
-    exact = replace(walk, steps=p.pair_steps, eta=0.1)  # of the methods that pair noises with inputs
+    paired = replace(walk, steps=p.pair_steps, eta=0.1)  # of the methods that pair noises with inputs
     E, cycle = classifier.features, [_level(share, p.pair_steps) for share in (p.cycle_start, 0.1)]
     methods: dict[str, Callable[[Model, int], Tensor]] = {
         "SDEdit": lambda model, t: translation.sdedit(model, walk, x, rng(seed), t),
         "ILVR": lambda model, t: translation.ilvr(model, walk, x, rng(seed), t),
         "EGSDE": lambda model, t: egsde(model, E, walk, x, rng(seed), t, lambda_i=p.lambda_i),
-        "DDIB": lambda model, _: translation.ddib(source, model, exact, x, turn, p.iterations),
-        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, exact, x, rng(seed), *cycle),
+        "DDIB": lambda model, _: translation.ddib(source, model, paired, x, turn, p.iterations),
+        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, paired, x, rng(seed), *cycle),
     }
     for method, translate in methods.items():
         times = starts(p) if method in ("SDEdit", "ILVR", "EGSDE") else [0.0]  # the others have one setting
@@ -154,7 +156,7 @@ def translations(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judgin
     usual = distances.nearest(held_out.images, printed.images)[0].max()
     unusable = distances.nearest(seen["source"].cpu(), printed.images)[0] > usual
     shifted = judging.judge(judge, seen["SDFT"].roll(1, 0))  # beside each source sample, the student's of another noise
-    back = translation.ddib(source, source, replace(exact, clip=False), x, turn, p.iterations)
+    back = translation.ddib(source, source, replace(paired, clip=False), x, turn, p.iterations)
     return found | {
         "unusable": unusable.float().mean(),
         "other_noise": judging.agreement(shifted, reference),
