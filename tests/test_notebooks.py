@@ -10,7 +10,7 @@ import yaml
 from jupytext.config import load_jupytext_configuration_file
 
 from lib.record.files import ROOT
-from tools.notebooks import claims_of, names, paths, profile_file
+from tools.notebooks import claims_of, lib_modules, names, paths, profile_file
 
 HEADINGS = ["Question", "Claim", "Method", "Result", "Limits"]
 LONGEST_CELL, LONGEST_DRAWING = 21, 28  # drawings are folded away in the book
@@ -32,6 +32,12 @@ def code(name):
 def parameters(name):
     tree = ast.parse(code(name)[0].source)
     return {node.target.id: node for node in tree.body if isinstance(node, ast.AnnAssign)}
+
+
+def test_a_notebook_depends_on_the_modules_it_imports_and_on_the_data_beside_them():
+    files = lib_modules("62_ant")
+    assert {"lib/ground/train.py", "lib/papers/ant/geometries.yaml", "lib/record/styles/dark.mplstyle"} <= set(files)
+    assert not [file for file in files if "dds" in file]
 
 
 def test_there_are_notebooks():

@@ -18,6 +18,8 @@ import yaml
 
 from lib.record.files import ROOT
 
+DATA = {".yaml", ".mplstyle", ".html", ".txt"}  # endings of files that modules of `lib` read
+
 
 @functools.cache
 def paths() -> dict[str, Path]:
@@ -64,14 +66,15 @@ def parameters(name: str, profile: str) -> dict[str, Any]:
 
 
 def lib_modules(name: str) -> list[str]:
-    """Return the files of `lib` that a notebook imports, directly or through other modules of `lib`."""
+    """Return the files of `lib` that a notebook imports, directly or through others, and the data files beside them."""
     found: set[Path] = set()
     queue = [paths()[name]]
     while queue:
         new = _lib_files(queue.pop()) - found
         found |= new
         queue += new
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    data = {path for module in found for path in module.parent.rglob("*") if path.suffix in DATA}
+    return sorted(str(path.relative_to(ROOT)) for path in found | data)
 
 
 def _lib_files(path: Path) -> set[Path]:
