@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 import subprocess
@@ -20,6 +19,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.profile not in PROFILES:
         sys.exit(f"PROFILE: '{arguments.profile}' given; one of {', '.join(PROFILES)}")
+    try:
+        import fcntl
+    except ImportError:
+        sys.exit("make book: Windows has no file locks of this kind; use WSL, or run the notebooks one by one")
     run = ROOT / "runs" / arguments.profile
     run.mkdir(parents=True, exist_ok=True)
     lock = (run / ".lock").open("w")

@@ -1,7 +1,7 @@
 """Checkpoints of the training loop: what they hold, how they are written and read, and who of several processes does.
 
 A checkpoint is a folder ``step-000123`` that appears under its name by one rename, when all its files are on the disk;
-then older ones and unfinished ones (``.step-000123.*``) are deleted. The random states of all processes are collected
+then older ones and unfinished ones are deleted. The random states of all processes are collected
 before the main one writes, so a folder under its final name always is the checkpoint of all of them.
 """
 
@@ -20,9 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lib.record.files import UserError, reading, replacing, write_atomic
-
-NAMES = "step-[0-9]*"  # checkpoints; a dot before it: an unfinished one
+from lib.record.files import UserError, foreign, reading, replacing, sweep, write_atomic
 
 
 @dataclass
@@ -101,7 +99,11 @@ def resume(run: State, steps: int) -> None:
 
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint of the most steps in `folder`."""
-    return max((p for p in folder.glob(NAMES) if not p.suffix), key=lambda p: int(p.name[5:]), default=None)
+    return max(_all(folder), key=lambda p: int(p.name[5:]), default=None)
+
+
+def _all(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if path.name[5:].isdecimal()]
 
 
 def cuda_devices(modules: Mapping[str, nn.Module]) -> list[int]:
@@ -152,8 +154,9 @@ def _write(run: State, folder: Path, random: list[dict[str, Any]]) -> None:
         write_atomic(draft / "state.pt", buffer.getvalue())
         _flush(draft)
     _flush(folder)
-    for path in [*folder.glob(NAMES), *folder.glob(f".{NAMES}")]:
-        if path != target:  # a kill in between leaves half of one that nobody reads
+    sweep(folder)  # a kill in between leaves half of one that nobody reads
+    for path in _all(folder):
+        if path != target and not foreign(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -202,6 +205,8 @@ def _read_like(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _flush(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folder
+        return
     handle = os.open(folder, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)

@@ -1,28 +1,33 @@
-"""A folder of one's own images as a tensor, whatever their size and mode; a copy at the model's size is kept."""
+"""A folder of pictures as a tensor: which files count, what is left out and why, a copy that is found again."""
 
 import hashlib
+import io
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache as once, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from lib.record.files import UserError, write_atomic
+from lib.ground.pictures import Picture, Pixels, Size, decode, reason, surprises
+from lib.record.files import MARK, SYSTEM, UserError, expanded, listed, shown, write_atomic
 
 Place = str | Path
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 DAMAGED = ("refuse", "skip")
-LONG = 1.5  # a longer side above this many shorter ones: the centre crop loses more than a third
-NAMED = 20  # names shown of a longer list
+STUBS = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"}  # formats that Pillow knows by name only, or by a program
+# By their first bytes some of these would be taken for a TIFF, and their small preview for the picture.
+OTHERS = dict.fromkeys((".heic", ".heif"), "HEIF") | dict.fromkeys((".nef", ".cr2", ".arw", ".dng", ".orf"), "raw")
 CHUNK = 256  # files opened at a time
-FORMAT = 1  # of the kept copies
+BUDGET = 64_000_000  # pixels in the memory of all threads
+FORMAT = 2  # of the kept copies
 
 
 class Read(NamedTuple):
@@ -31,84 +36,86 @@ class Read(NamedTuple):
     Attributes
     ----------
     images
-        (n, channels, size, size) float32 in [-1, 1].
+        (n, channels, height, width) float32 in [-1, 1].
     names
         Their n file names (below the folder), or row numbers of a data set.
     skipped
         Files that could not be read, with the reason.
     hints
-        What changed images more than one may expect: enlarged, much cropped.
+        What changed images more than one may expect, and what may be meant otherwise.
+    left_out
+        Files and folders that were not opened, with the reason.
+    kept
+        Where `keep` writes a copy; None if there is one, or if it would not hold.
     """
 
-    images: torch.Tensor
+    images: Tensor
     names: list[str]
     skipped: list[str]
     hints: list[str]
+    left_out: Sequence[str] = ()
+    kept: Path | None = None
+
+    def notes(self) -> list[str]:
+        """Return all that a reader should know of it, a line each."""
+        lists = {"skipped": self.skipped, "left out": self.left_out}
+        return [*self.hints, *(f"{what}: {listed(names)}" for what, names in lists.items() if names)]
 
 
-def images(folder: str | Path, size: int, **options: Any) -> torch.Tensor:
-    """Read every image of a folder as `read` does: (n, channels, size, size) in [-1, 1]; prints what was skipped."""
+def images(folder: Place, size: Size, **options: Any) -> Tensor:
+    """Read every image of a folder as `read` does: (n, channels, h, w) in [-1, 1]; prints what is to be known."""
     found = read(folder, size, **options)
-    if found.skipped:
-        print(f"{folder}: skipped {listed(found.skipped)}")
+    for note in found.notes():
+        print(f"{shown(folder)}: {note}")
     return found.images
 
 
 def read(
-    folder: Place, size: int, channels: int = 3, damaged: str = "refuse", recursive: bool = False, cache: Place = ""
-) -> Read:
-    """Read every image of a folder: upright, centre-cropped to a square, resized to `size` pixels.
+    folder: Place, size: Size, channels: int = 3, damaged: str = "refuse", recursive: bool = False, cache: Place = "",
+    parameter: str = "",
+) -> Read:  # fmt: skip
+    """Read every image of a folder.
 
     Parameters
     ----------
+    size
+        Side of a square, or height and width.
     channels
-        1 (grey) or 3 (RGB). Transparent pixels are laid on white; of an animation the first picture counts.
+        1 (grey) or 3 (RGB). Of an animation the first picture counts.
     damaged
         What to do about files that cannot be read: ``refuse`` all, or ``skip`` them and say which.
     recursive
-        Read sub-folders, too.
+        Read sub-folders, too, but none that is hidden, of the system, or made by a run.
     cache
-        Folder in which a copy at this size is kept as one file and found again as long as names, sizes and times of
-        the image files stay; empty: no copy.
+        Folder with the copies that `keep` wrote; one is taken as long as names, sizes and times of the image files
+        stay. Empty: none.
+    parameter
+        What messages call the folder.
     """
-    place, files = _found(folder, recursive)
-    names = [path.relative_to(place).as_posix() for path in files]
-    marks = [[name, s.st_size, s.st_mtime_ns] for name, s in zip(names, map(Path.stat, files), strict=True)]
-    items = zip(names, files, strict=True)
-    return collect(items, size, channels, damaged, f"image folder {place}", cache, marks)
+    place, (files, left_out) = expanded(folder, parameter or "image folder"), files_in(folder, recursive, parameter)
+    named = [(path.relative_to(place).as_posix(), path) for path in files]
+    marks = [[name, *_mark(path)] for name, path in named]
+    where = f"{parameter}: folder {place}" if parameter else f"image folder {place}"
+    return collect(named, size, channels, damaged, where, cache, marks)._replace(left_out=left_out)
 
 
-def chunks(folder: Place, size: int, count: int = CHUNK) -> Iterator[tuple[list[Path], torch.Tensor]]:
+def chunks(folder: Place, size: int, count: int = CHUNK) -> Iterator[tuple[list[Path], Tensor]]:
     """Yield the image files of a folder and their RGB images, as `read` gives them, `count` at a time."""
-    place, files = _found(folder, recursive=False)
+    place, (files, _) = Path(folder).expanduser(), files_in(folder)
     for start in range(0, len(files), count):
         part = files[start : start + count]
         named = [(file.name, file) for file in part]
         yield part, collect(named, size, 3, "refuse", f"image folder {place}").images
 
 
-def _found(folder: Place, recursive: bool) -> tuple[Path, list[Path]]:
-    """Return a folder and its image files; refuse one that has none."""
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise UserError(f"image folder {place} does not exist; name a folder with image files")
-    files = image_files(place, recursive)
-    if not files:
-        deeper = "" if recursive or not image_files(place, True) else " (its sub-folders do: set recursive)"
-        ends = ", ".join(sorted(SUFFIXES))
-        raise UserError(f"image folder {place} holds no image{deeper}; expected files ending in {ends}")
-    return place, files
-
-
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """Return the image files of a folder in the order of their names; hidden files are left out."""
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    """Return the image files of a folder in the order of their names."""
+    return _listing(folder, recursive)[0]
 
 
 def collect(
     files: Iterable[tuple[str, Path | IO[bytes]]],
-    size: int,
+    size: Size,
     channels: int,
     damaged: str,
     where: str,
@@ -124,85 +131,153 @@ def collect(
     if channels not in (1, 3):
         raise UserError(f"images of {channels} channels asked for; there are images of 1 (grey) and 3 (RGB)")
     key = hashlib.sha256(json.dumps([FORMAT, size, channels, marks]).encode()).hexdigest()[:16]
-    kept = cache and marks and Path(cache).expanduser() / f"images-{key}.safetensors"
+    kept = Path(cache).expanduser() / f"images-{key}.safetensors" if cache and marks else None
     found = _load(kept) if kept else None
     if found is None:
         found = _decoded(files, size, channels)
-        if kept and found.names:
-            header = {"read": json.dumps([found.names, found.skipped, found.hints])}
-            write_atomic(kept, save({"images": found.images}, metadata=header))
+        found = found._replace(kept=kept if found.names and found.kept else None)
     if not found.names and not found.skipped:
         raise UserError(f"{where} holds no image")
     if found.skipped and (damaged == "refuse" or not found.names):
         n = len(found.skipped) + len(found.names)
-        what = f"{len(found.skipped)} of {n} files in {where} cannot be read: {listed(found.skipped)}"
+        what = f"{where}: {len(found.skipped)} of {n} files cannot be read: {listed(found.skipped)}"
         raise UserError(f"{what}; repair or remove them" + (", or set damaged to skip" if found.names else ""))
     return found._replace(images=found.images.float() / 127.5 - 1)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return up to `NAMED` names and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def keep(found: Read) -> None:
+    """Write the copy of what was read that the next reading takes, if one is wanted."""
+    if found.kept:
+        header = {"read": json.dumps([found.names, found.skipped, found.hints])}
+        as_bytes = ((found.images + 1) * 127.5).round().byte()
+        write_atomic(found.kept, save({"images": as_bytes}, metadata=header))
 
 
-def _decoded(files: Iterable[tuple[str, Path | IO[bytes]]], size: int, channels: int) -> Read:
-    """Read all files; images stay bytes, (n, channels, size, size) uint8."""
+# ------------------------------------------------------------------------------------------------- what is in a folder
 
-    def one(item: tuple[str, Path | IO[bytes]]) -> tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]:
-        name, file = item
+
+def files_in(folder: Place, recursive: bool = False, parameter: str = "") -> tuple[list[Path], list[str]]:
+    """Return the image files of a folder by name, and what is left out; refuse a folder without any."""
+    place = expanded(folder, parameter or "image folder")
+    where = f"{parameter}: folder {place}" if parameter else f"image folder {place}"
+    if not place.is_dir():
+        what = f"{where.replace('folder', 'path')} is a file" if place.is_file() else f"{where} does not exist"
+        raise UserError(f"{what}; name a folder with image files")
+    files, left_out = _listing(place, recursive)
+    if not files:
+        deeper = "" if recursive or not _listing(place, True)[0] else " (its sub-folders do: set recursive)"
+        rest = f"; left out: {listed(left_out)}" if left_out else ""
+        raise UserError(f"{where} holds no image{deeper}; expected files such as .png or .jpg{rest}")
+    return files, left_out
+
+
+def _listing(place: Path, recursive: bool) -> tuple[list[Path], list[str]]:
+    """Return image files in the order of their names, and what is left out, with the reason."""
+    files: list[Path] = []
+    left_out: list[str] = []
+    seen = set()  # folders, by what links lead to
+
+    def look(folder: Path) -> None:
+        seen.add(folder.resolve())
         try:
-            return name, _pixels(file, size, channels)
-        except Exception as error:  # decoders report a damaged file in many ways
-            return name, _reason(error)
+            entries = sorted(folder.iterdir())
+        except OSError as error:
+            return left_out.append(f"{folder.relative_to(place).as_posix()}/ ({error.strerror})")
+        for path in entries:
+            if path.name in SYSTEM and path.is_file():
+                continue
+            reason = _reason_to_leave(path, recursive)
+            if not reason and path.is_dir():
+                if path.resolve() not in seen:
+                    look(path)
+                    continue
+                reason = "a link to where it was read already"
+            if reason:
+                left_out.append(f"{path.relative_to(place).as_posix()}{'/' * path.is_dir()} ({reason})")
+            else:
+                files.append(path)
+        return None
 
-    results: list[tuple[str, tuple[torch.Tensor, tuple[int, int]] | str]] = []
-    queue = iter(files)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside Python's lock
-        while part := list(itertools.islice(queue, CHUNK)):
-            results += pool.map(one, part)
-    good = [(name, *read) for name, read in results if not isinstance(read, str)]
-    skipped = [f"{name} ({reason})" for name, reason in results if isinstance(reason, str)]
-    images = torch.stack([image for _, image, _ in good]) if good else torch.empty(0)
-    return Read(images, [name for name, *_ in good], skipped, _hints([(name, whole) for name, _, whole in good], size))
-
-
-def _pixels(file: Path | IO[bytes], size: int, channels: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Return one image (channels, size, size) as uint8, and the width and height it had, upright."""
-    with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened)
-        image.load()
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut off at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    square = ImageOps.fit(on_white.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
-    array = np.array(square, dtype=np.uint8).reshape(size, size, channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous(), image.size  # (channels, size, size)
+    look(place)
+    return sorted(files), left_out
 
 
-def _reason(error: Exception) -> str:
-    """Return a few words on why a file cannot be read."""
-    known = {"UnidentifiedImageError": "no image", "DecompressionBombError": "too many pixels"}
-    text = known.get(type(error).__name__, str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return "truncated" if "truncated" in text.lower() else text[:60]
+def _reason_to_leave(path: Path, recursive: bool) -> str:
+    """Say why a file or folder is not read; empty: it is."""
+    if path.name.startswith(".") or path.name in SYSTEM:
+        return "hidden" if path.name.startswith(".") else "of the system"
+    if path.is_dir():
+        if (path / MARK).is_file():
+            return "made by a run"
+        return "" if recursive else "a folder: set recursive"
+    suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():  # a pipe or a device
+        return "no file"
+    if suffix in OTHERS:
+        return f"{OTHERS[suffix]}, which cannot be read here; convert it to PNG"
+    if suffix in _suffixes() or not path.exists():  # a link that leads nowhere counts as damaged
+        return ""
+    try:
+        with Image.open(path) as opened:
+            return "no image" if opened.format in STUBS else ""
+    except Exception as error:  # as many as there are formats
+        return error.strerror if isinstance(error, OSError) and error.strerror else "no image"
 
 
-def _hints(sizes: Sequence[tuple[str, tuple[int, int]]], size: int) -> list[str]:
-    """Say which images were enlarged, and which lose more than a third to the centre crop."""
-    hints = []
-    small = [(min(wh), name, wh) for name, wh in sizes if min(wh) < size]
-    if small:
-        _, name, (w, h) = min(small)
-        text = f"{len(small)} of {len(sizes)} images are smaller than {size} x {size} and were enlarged"
-        hints.append(f"{text} (the smallest: {name}, {w} x {h})")
-    long = [(max(wh) / min(wh), name, wh) for name, wh in sizes if max(wh) > LONG * min(wh)]
-    if long:
-        _, name, (w, h) = max(long)
-        text = f"{len(long)} of {len(sizes)} images lose more than a third to the centre crop"
-        hints.append(f"{text} (the longest: {name}, {w} x {h}); crop them yourself if the subject is off-centre")
-    return hints
+@once
+def _suffixes() -> set[str]:
+    known = Image.registered_extensions().items()
+    return {suffix for suffix, kind in known if kind in Image.OPEN and kind not in STUBS}
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    """Return what changes when a file does; zeros for a link that leads nowhere."""
+    try:
+        return path.stat().st_size, path.stat().st_mtime_ns
+    except OSError:
+        return 0, 0
+
+
+# --------------------------------------------------------------------------------------------------- decoding
+
+
+def _decoded(files: Iterable[tuple[str, Picture]], size: Size, channels: int) -> Read:
+    """Read all files; images stay bytes, and `kept` says whether what was skipped is so for good."""
+    results: list[tuple[str, Pixels | str]] = []
+    queue, passing = iter(files), False
+    one = partial(_one, size=size, channels=channels)
+    while part := list(itertools.islice(queue, CHUNK)):
+        threads = max(1, min(len(part), os.cpu_count() or 1, BUDGET // max(map(_area, part))))
+        with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes outside Python's lock
+            for name, pixels, lasting in pool.map(one, part):
+                results.append((shown(name), pixels))
+                passing |= not lasting
+    good = [(name, found) for name, found in results if isinstance(found, Pixels)]
+    skipped = [f"{name} ({why})" for name, why in results if isinstance(why, str)]
+    stacked = torch.stack([found.array for _, found in good]) if good else torch.empty(0)
+    return Read(stacked, [name for name, _ in good], skipped, surprises(good, size), kept=None if passing else Path())
+
+
+def _area(item: tuple[str, Picture]) -> int:
+    """Return the pixels of a picture, from its first bytes; 1 if they do not say."""
+    try:
+        if isinstance(item[1], Path | io.BytesIO):
+            with Image.open(item[1]) as opened:
+                return opened.width * opened.height
+    except Exception:
+        pass  # said when it is read
+    return 1
+
+
+def _one(item: tuple[str, Picture], size: Size, channels: int) -> tuple[str, Pixels | str, bool]:
+    """Return a name, its pixels or why there are none, and whether that will be so tomorrow."""
+    name, source = item
+    try:
+        return name, decode(source, size, channels), True
+    except MemoryError:
+        raise UserError(f"{name}: out of memory; make the picture smaller") from None
+    except Exception as error:  # decoders report a damaged file in many ways
+        return name, reason(error), getattr(error, "errno", None) is None
 
 
 def _load(path: Path) -> Read | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -61,13 +62,14 @@ def train(
     folder
         Where checkpoints go: at the end, at Ctrl-C and every `save_every` steps (0: not in between).
     on_step
-        ``on_step(i, history)`` after step i = 1, ..., steps, in every process.
+        ``on_step(i, history)`` after step i = 1, ..., steps, in every process, when that step is saved if it is to
+        be. A resumed run begins with it for the step that it resumes from: it is done again, or for the first time.
     parameters
         Settings, as JSON, that a resumed run must share with its checkpoint.
     accelerator
-        With several processes each draws its own batches, from seed + its number; `step` has to keep the networks
-        equal, by averaging gradients over the processes. All begin with the weights of the main process, which alone
-        writes and shows the progress. Networks may be prepared (wrapped) or not. `folder` must be one for all.
+        With several processes each draws its own batches, from a seed of its own (`stream`); `step` has to keep the
+        networks equal, by averaging gradients over the processes. All begin with the weights of the main process, which
+        alone writes and shows the progress. Networks may be prepared (wrapped) or not. `folder` must be one for all.
 
     Raises
     ------
@@ -90,15 +92,21 @@ def train(
             for tensor in module.state_dict().values():  # buffers, too
                 tensor.copy_(broadcast(tensor.contiguous()))
     averages = {name: {k: p.detach().clone() for k, p in modules[name].named_parameters()} for name in ema}
-    generator, shared = torch.Generator().manual_seed(seed + rank), json.loads(json.dumps(settings, default=str))
+    own = stream(seed, rank)
+    generator, shared = torch.Generator().manual_seed(own), json.loads(json.dumps(settings, default=str))
     history = History(ema=averages)
     run = State(modules, optimizers, ema, generator, shared, place, history, accelerator, rank, processes)
     with torch.random.fork_rng(devices=checkpoint.cuda_devices(modules)):
-        torch.manual_seed(seed + rank)
+        torch.manual_seed(own)
         checkpoint.resume(run, steps)
         _loop(run, step, sample, steps, save_every, on_step)
     history.ema = {name: modules[name].state_dict() | average for name, average in history.ema.items()}
     return history
+
+
+def stream(seed: int, rank: int) -> int:
+    """Return the seed of a process: `seed` in the first; in others one that no neighbouring seed's process has."""
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]) if rank else seed
 
 
 def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: int, on_step: Callable | None) -> None:
@@ -111,6 +119,8 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
         _deferred_interrupt(terminate=run.accelerator is not None) as interrupted,
         tqdm(total=steps, initial=run.step, leave=False, mininterval=0.5, **quiet) as bar,
     ):
+        if on_step and run.step:
+            on_step(run.step, history)  # what stopped the run may have come before it
         while run.step < steps:
             waiting.append(step(sample(run.generator)))
             for average, weights, share in pairs:
@@ -123,14 +133,16 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
                 stop = _fetch(waiting, interrupted.is_set(), run)
                 recent = {name: fmean(values[-50:]) for name, values in history.values.items()}
                 bar.set_postfix(recent, refresh=False)
+            if due:
+                checkpoint.save(run)
             if on_step:
                 on_step(run.step, history)
             bar.update()
             stop |= interrupted.is_set() and run.processes == 1  # several processes have to agree first, in `_fetch`
-            if stop or due:
-                _fetch(waiting, stop, run)
-                checkpoint.save(run)
             if stop:
+                if not due:
+                    _fetch(waiting, stop, run)
+                    checkpoint.save(run)
                 raise KeyboardInterrupt
 
 

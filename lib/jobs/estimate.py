@@ -1,5 +1,6 @@
 """What a job will cost, before it starts: network passes, floating-point operations, files, hours on this machine."""
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs import hub, methods
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
+from lib.papers.ant.adaptor import Adaptor
 
 STEPS = 4  # to be timed; the first one, which also warms up, does not count
 PATIENCE = {"cpu": 10.0, "cuda": 120.0}  # seconds a step; above that, one pass is timed instead of steps
@@ -67,8 +69,7 @@ def estimate(s: Settings, source: Source | None = None) -> Cost:
         one = operations(unet, *inputs)
         extra = operations(NoisedClassifier(unet), *inputs) / one if classifier else 0.0
     pupil = methods.student(s, source)
-    trained, base = parameter_count(pupil.trained, trainable=True), parameter_count(source.unet)
-    whole = base + (trained if pupil.trained is not pupil.unet else 0)
+    trained, whole = sizes(s, source)
     images, sampling = s.steps * s.batch, (s.samples + s.shown) * s.sampling_steps
     work = forwards + 2 * backwards + 3 * extra
     each, how = _seconds_forward(source) * (s.batch // s.processes) * work, "from one forward pass"
@@ -83,13 +84,35 @@ def estimate(s: Settings, source: Source | None = None) -> Cost:
         backwards=images * (backwards + extra),
         flops=images * work * one,
         sampling_flops=sampling * one,
-        checkpoint_bytes=4 * trained * (3 + (s.ema > 0)),
+        checkpoint_bytes=_checkpoint(s, trained),
         seconds_per_step=each,
         how=how,
         hours=hours,
         # One process samples; the others have done their share of the training by then.
         sampling_hours=hours * sampling / (images * work) * s.processes,
     )
+
+
+def sizes(s: Settings, source: Source) -> tuple[int, int]:
+    """Return how many parameters a method trains, and how many its model has in all."""
+    base = parameter_count(source.unet)
+    if s.method in ("naive", "SDFT"):
+        return base, base
+    with torch.device("meta"):
+        adaptor = Adaptor.attach(UNet2DModel.from_config(source.unet.config), s.c, s.d, s.heads)
+    return parameter_count(adaptor), base + parameter_count(adaptor)
+
+
+def disk(s: Settings, source: Source, images: int) -> int:
+    """Return the bytes that a job may take: models, two checkpoints while one takes the other's place, images."""
+    trained, whole = sizes(s, source)
+    models = 4 * whole * (1 + (s.score_every > 0)) + 4 * trained * (s.score_every > 0)
+    drawn = s.samples + images + 12 * s.shown + s.score_samples * (s.score_every > 0)
+    return models + 2 * _checkpoint(s, trained) + math.prod(source.shape) * drawn
+
+
+def _checkpoint(s: Settings, trained: int) -> int:
+    return 4 * trained * (3 + (s.ema > 0))  # weights, two moments of AdamW, their average
 
 
 def passes(s: Settings) -> tuple[float, float, int]:

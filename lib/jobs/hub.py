@@ -5,7 +5,6 @@ to which the cache was copied, is the same run.
 """
 
 import io
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,17 +16,16 @@ from diffusers import DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub import errors, is_offline_mode, snapshot_download
 
-from lib.ground import diffusion, folder
+from lib.ground import folder, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.folder import Read
 from lib.jobs.settings import Settings
 from lib.papers.ant.adaptor import Adaptor
-from lib.record.files import UserError, reading
+from lib.record.files import UserError, expanded
+from lib.record.parameters import usable
 
 ADAPTOR = "adaptor.safetensors"
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the second is read as weights only
-AGAIN = "download or copy it again"
 # What the models and data sets that the papers' experiments start from are under, by the beginning of their ids.
 LICENCES = {
     "google/ddpm-": " (Apache-2.0, 455 MB at 256 x 256)",
@@ -49,63 +47,48 @@ class Source(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of its images, (c, side, side)."""
-        size = self.unet.config["sample_size"]
-        side = size if isinstance(size, int) else size[0]
-        return self.unet.config["in_channels"], side, side
+        """Shape of its images, (c, h, w)."""
+        return pretrained.shape(self.unet)
 
 
 def source(name: str | Path, device: torch.device | str = "cpu", parameter: str = "source") -> Source:
-    """Load a pixel-space DDPM from a folder of diffusers, or by its id on the hub such as google/ddpm-ema-church-256.
+    """Load a pixel-space DDPM, as `lib.ground.pretrained.load` does, or by its id on the hub.
 
-    Three layouts: a pipeline (``unet/`` and ``scheduler/``), both at the top (google/ddpm-*), a UNet2DModel alone (the
-    noise levels of Ho et al. 2020 are then assumed). Messages call the model `parameter`.
+    An id is one such as google/ddpm-ema-church-256. Messages call the model `parameter`.
     """
-    for file in WEIGHTS:  # the second only where there is no first
-        place = place_of(str(name), parameter, ["*.json", f"*{file}"], _weights)
-        if _weights(place):
+    device = usable(device)
+    for kind in (".safetensors", ".bin"):  # the second only where there is no first
+        place = place_of(str(name), parameter, ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
+        if _has_weights(place):
             break
-    unet_place = place / "unet" if (place / "unet").is_dir() else place
-    config = read_json(unet_place / "config.json", parameter)
-    kind, of, to = (config.get(key, "") for key in ("_class_name", "in_channels", "out_channels"))
-    wrong = ""
-    if kind not in ("UNet2DModel", "") or (place / "vqvae").is_dir():
-        wrong = f"a latent or conditional model ({kind}); name a pixel-space UNet2DModel"
-    elif config.get("class_embed_type") or config.get("num_class_embeds"):
-        wrong = "conditioned on classes; name an unconditional UNet2DModel"
-    elif of not in (1, 3) or to not in (of, 2 * of):
-        wrong = f"a map from {of} to {to} channels; images have 1 or 3, a variance as many again"
-    if wrong:
-        raise UserError(f"{parameter}: {name} is {wrong}")
-    scheduler, notes = _scheduler(place, parameter)
-    if to == 2 * of:
-        notes.append("the model also predicts a variance: it is kept as it is, but neither trained nor used")
-    if not (weights := _weights(unet_place)):
-        raise UserError(f"{parameter}: {unet_place} holds no weights; expected {' or '.join(WEIGHTS)}")
-    with reading(weights[0], f"{parameter}: {AGAIN}"):
-        safe = weights[0].suffix == ".safetensors"
-        unet: Any = UNet2DModel.from_pretrained(unet_place, low_cpu_mem_usage=False, use_safetensors=safe)
-    unet.to(device).eval()
-    adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
-    return Source(unet, scheduler, diffusion.from_diffusers(scheduler), notes, adaptor)
+    found = pretrained.load(place, parameter)
+    unet: Any = found.unet
+    unet.to(device)
+    adaptor = Adaptor.load(found.unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
+    return Source(*found, adaptor)
 
 
 def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") -> Read:
-    """Read a job's images, or its `reference`, at the shape (c, side, side) of its source; a copy is in ``out/cache``.
+    """Read a job's images, or its `reference`, at the shape (c, h, w) of its source, or the copy kept in ``out/cache``.
 
     They are a folder of files, a folder that `datasets` wrote or reads (parquet), or a data set's id on the hub.
     """
     name, cache = getattr(s, parameter), s.out / "cache"
-    channels, size, _ = shape
+    channels, *size = shape
+    side = size[0] if size[0] == size[1] else (size[0], size[1])
     place = place_of(name, parameter, None, lambda _: True, "dataset")
-    fetched = not Path(name).expanduser().is_dir()
+    fetched = not expanded(name, parameter).is_dir()
     files = sorted(p for p in place.rglob("*") if p.is_file())
     packed = any(p.suffix in PACKED or p.name in SAVED for p in files)
     if not packed or (not fetched and folder.image_files(place)):
-        return folder.read(place, size, channels, s.damaged, s.recursive or fetched, cache)
+        return folder.read(place, side, channels, s.damaged, s.recursive or fetched, cache, parameter)
     marks = [[p.relative_to(place).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     rows, unchanged = _rows(place, s.split, s.column, parameter), [s.split, s.column, marks]
-    return folder.collect(rows, size, channels, s.damaged, f"data set {name}", cache, unchanged)
+    return folder.collect(rows, side, channels, s.damaged, f"{parameter}: data set {name}", cache, unchanged)
+
+
+def _has_weights(place: Path) -> bool:
+    return any(map(pretrained.weights, (place, place / "unet")))
 
 
 def place_of(
@@ -116,10 +99,14 @@ def place_of(
     Needed are the files of `patterns` (None: all), and `complete` says whether a folder of the cache holds them. If the
     repository holds much else (`part`), messages name the patterns.
     """
-    place = Path(name).expanduser()
+    place = expanded(name, parameter)
     if place.is_dir():
         return place
     what = "model" if kind == "model" else "data set"
+    if place.is_file():
+        inside = "the folder that it is in" if kind == "model" else "the folder that holds the images"
+        unpack = "unpack it and name the folder" if place.suffix in (".zip", ".tar", ".gz") else f"name {inside}"
+        raise UserError(f"{parameter}: {name} is a file; {unpack}")
     if not ID.fullmatch(name):
         raise UserError(f"{parameter}: folder {name} does not exist; name a folder, or a {what}'s id on the hub")
     options: dict[str, Any] = {"repo_type": kind, "allow_patterns": patterns, "etag_timeout": 10}
@@ -147,32 +134,6 @@ def place_of(
         f"{parameter}: '{name}' is no folder here, and {why}; it takes the {what} {name} of the Hugging Face hub"
         f"{about}: run `{command}` where there is a network and copy its HF_HOME here, or set {parameter} to a folder"
     )
-
-
-def _weights(place: Path) -> list[Path]:
-    return [p for file in WEIGHTS for p in (place / file, place / "unet" / file) if p.is_file()]
-
-
-def read_json(path: Path, parameter: str) -> dict[str, Any]:
-    """Return the content of a file of a model's folder."""
-    with reading(path, f"{parameter}: expected a model in diffusers' layout, {AGAIN}"):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _scheduler(place: Path, parameter: str) -> tuple[DDPMScheduler, list[str]]:
-    """Return the scheduler of a model's folder, or Ho et al.'s with a note."""
-    found = next((p for p in (place / "scheduler", place) if (p / "scheduler_config.json").is_file()), None)
-    if found is None:
-        note = "no scheduler beside the model: linear noise levels of Ho et al. 2020 are assumed"
-        return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear"), [note]
-    config = read_json(found / "scheduler_config.json", parameter)
-    if "num_train_timesteps" not in config or "beta_schedule" not in config:
-        kind = config.get("_class_name", "unknown")
-        raise UserError(f"{parameter}: {place} has noise levels of another kind ({kind}); name a DDPM or DDIM model")
-    if (predicts := config.get("prediction_type", "epsilon")) != "epsilon":
-        raise UserError(f"{parameter}: {place} predicts '{predicts}'; name a model that predicts the noise (epsilon)")
-    wanted = DDPMScheduler.load_config(found)
-    return DDPMScheduler.from_config({k: v for k, v in wanted.items() if k != "_class_name"}), []
 
 
 def _rows(place: Path, split: str, column: str, parameter: str) -> Iterator[tuple[str, IO[bytes] | Path]]:

@@ -20,22 +20,26 @@ import safetensors.torch
 import torch
 from diffusers import DDPMPipeline
 
+from lib.ground import folder
+from lib.ground.batching import enough_memory
 from lib.ground.finetune import finetune
-from lib.ground.folder import Read, listed
+from lib.ground.folder import Read
+from lib.ground.nets import fingerprint, seeded
 from lib.ground.noised_classifier import NoisedClassifier, train_noised
 from lib.jobs import hub, methods, report
+from lib.jobs.gate import SETTINGS, Opened, check
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings, read_settings
 from lib.jobs.watch import Watch, best, save_weights
 from lib.papers.ant.adaptor import Adaptor
-from lib.record.files import UserError, reading, replacing, write_atomic
+from lib.record.files import MARK, UserError, occupied, reading, replacing, room, sweep, writable, write_atomic
 
-CLASSIFIER, SETTINGS, METRICS = "classifier.safetensors", "job.json", "metrics.json"
+CLASSIFIER, METRICS = "classifier.safetensors", "metrics.json"
 SOURCE_STEPS = 50  # ancestral steps of the source's samples that the classifier learns from
 
 
-def run(s: Settings) -> dict[str, Any]:
-    """Do a job, or what is left of it, and return its metrics.
+def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
+    """Do a job, or what is left of it, and return its metrics; `opened` is what the gate found, if it was asked before.
 
     The folder ``out`` then holds ``model`` (diffusers' layout; with an adaptor the source's weights and the adaptor
     beside them, see `lib.jobs.hub.source`), ``samples`` (PNG files), ``samples.png`` (source and student from equal
@@ -47,29 +51,42 @@ def run(s: Settings) -> dict[str, Any]:
     Raises
     ------
     UserError
-        Source or images cannot be loaded; ``out`` holds a job with other settings; training failed.
+        What `lib.jobs.gate.check` refuses; another job in ``out``; disk or memory full; training failed.
     """
-    _same_job(s)
-    device = device_of(s)
-    launches = s.processes > 1 and "WORLD_SIZE" not in os.environ
-    source = hub.source(s.source, "cpu" if launches else device)
-    if source.adaptor:
-        raise UserError(f"source: {s.source} holds an adaptor; give the model that it was trained beside")
-    found = hub.target(s, source.shape)
-    if s.reference:
-        hub.target(s, source.shape, "reference")  # what is wrong with it is said now, not after hours
-    print_once = print if int(os.environ.get("RANK", 0)) == 0 else lambda _: None
-    for note in (*source.notes, *found.hints, *([f"skipped: {listed(found.skipped)}"] if found.skipped else [])):
-        print_once(note)
-    if finished := _finished(s, found):
-        print_once(f"{s.out}: this job is finished; set another out to do it again")
+    member = "WORLD_SIZE" in os.environ
+    opened = opened or check(s)
+    if not member:
+        print(opened)
+    if finished := _finished(s, opened):
+        print(f"{s.out}: this job is finished; set another out to do it again")
         return finished
-    write_atomic(s.out / SETTINGS, s.model_dump_json(indent=1) + "\n")
-    if launches:
-        launch(s.out / SETTINGS, s.processes)
-    else:
-        _work(s, source, found)
+    writable(s.out)
+    with occupied(s.out, member), room(s.out), enough_memory("batch, or take accumulate, precision bf16"):
+        if not member:
+            _begin(s, opened)
+        if s.processes > 1 and not member:
+            launch(s.out / SETTINGS, s.processes)
+        else:
+            _work(s, opened)
     return json.loads((s.out / METRICS).read_text(encoding="utf-8"))
+
+
+def anew(s: Settings) -> dict[str, Any]:
+    """Do a job from its beginning, and put its folder in the place of an earlier one's."""
+    with replacing(s.out) as draft:
+        return run(s.model_copy(update={"out": draft}))
+
+
+def _begin(s: Settings, opened: Opened) -> None:
+    """Make the folder this job's, and put down what its processes read."""
+    if not (s.out / MARK).is_file():
+        write_atomic(s.out / MARK, "[]")
+    for place in (s.out, s.out / "checkpoints", s.out / "cache"):
+        sweep(place)
+    write_atomic(s.out / SETTINGS, json.dumps(s.model_dump(mode="json"), indent=1) + "\n")
+    for read in (opened.images, opened.reference):
+        if read:
+            folder.keep(read)
 
 
 def launch(path: Path, processes: int) -> None:
@@ -98,62 +115,43 @@ def launch(path: Path, processes: int) -> None:
         raise UserError(f"processes: the job ended with an error on {processes} processes; its lines are above")
 
 
-def device_of(s: Settings) -> torch.device:
-    """Return the device of this process of a job; a `UserError` if there are not as many GPUs as it asks for."""
-    there = torch.cuda.is_available()
-    if s.device == "cuda" and not there:
-        raise UserError("device: 'cuda' given, but this machine offers none; use cpu or auto")
-    if s.device == "cpu" or not there:
-        return torch.device("cpu")
-    if s.processes > torch.cuda.device_count():
-        raise UserError(f"processes: {s.processes} given, but this machine has {torch.cuda.device_count()} GPUs")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def _same_job(s: Settings) -> None:
-    """Refuse a folder that holds a job with other settings than those that may change."""
-    path = s.out / SETTINGS
-    if not path.is_file():
-        return
-    with reading(path, f"delete {s.out}, or choose another out"):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in s.fixed.items():
-        if kept.get(name, value) != value:
-            text = f"'{name}' is {value!r} now, but the job in {s.out} was started with {kept[name]!r}"
-            raise UserError(f"{name}: {text}; use that value, or another out")
-
-
 def _digest(found: Read) -> str:
     """Return a checksum of the images."""
     return hashlib.sha256(found.images.numpy().tobytes()).hexdigest()[:16]
 
 
-def _finished(s: Settings, found: Read) -> dict[str, Any] | None:
-    """Return the metrics of a job that was done with just these settings and images."""
+def _finished(s: Settings, opened: Opened) -> dict[str, Any] | None:
+    """Return the metrics of a job that was done with just these settings, images and source."""
     try:
         metrics = json.loads((s.out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = metrics["settings"] == s.model_dump(mode="json") and metrics["images"]["checksum"] == _digest(found)
+    same = metrics["settings"] == s.model_dump(mode="json") and metrics["inputs"] == _inputs(opened)
     return metrics if same and (s.out / "model").is_dir() else None
 
 
-def _work(s: Settings, source: Source, found: Read) -> None:
+def _inputs(opened: Opened) -> dict[str, str | None]:
+    reference = opened.reference and _digest(opened.reference)
+    return {"source": fingerprint(opened.source.unet), "images": _digest(opened.images), "reference": reference}
+
+
+def _work(s: Settings, opened: Opened) -> None:
     """Train, and in the main process write everything down."""
+    source, found, reference = opened.source, opened.images, opened.reference
     accelerator = methods.accelerator(s, source.unet.device)
     main = accelerator.is_main_process
     if accelerator.num_processes != s.processes:
         raise UserError(f"processes: {s.processes} in the job, but {accelerator.num_processes} were launched")
     classifier = _classifier(s, source, found, main) if s.method in methods.GUIDED else None
     unet, trained, loss = methods.student(s, source, classifier)
-    checkpoints, checksum = s.out / "checkpoints", _digest(found)
-    unchanged = s.fixed | {"checksum": checksum}
+    checkpoints, inputs = s.out / "checkpoints", _inputs(opened)
+    unchanged = s.fixed | {"source weights": inputs["source"], "checksum": inputs["images"]}
     options = methods.options(s, folder=checkpoints, save_every=s.save_every, parameters=unchanged)
     looks: dict[str, Any] = {"grid_every": s.grid_every, "score_every": s.score_every}
     if main and s.grid_every:
         looks["grid"] = partial(methods.sample, s, source, unet, methods.noise(s, source, s.shown))
-    if main and s.score_every:
-        looks["score"] = report.scorer(s, source, unet)
+    if main and s.score_every and reference:
+        looks["score"] = report.scorer(s, source, unet, reference.images)
     watch = Watch(trained, checkpoints, s.out / "logs", s.steps, **looks) if main else None
     with closing(watch) if watch else nullcontext():
         history = finetune(trained, source.schedule, found.images, loss, s.steps, options, watch, accelerator)
@@ -166,9 +164,10 @@ def _work(s: Settings, source: Source, found: Read) -> None:
         losses = {name: sum(values[-50:]) / len(values[-50:]) for name, values in history.values.items()}
         metrics = {
             "settings": s.model_dump(mode="json"),
-            "images": {"n": len(found.names), "checksum": checksum, "skipped": found.skipped, "hints": found.hints},
+            "inputs": inputs,
+            "images": {"n": len(found.names), "notes": found.notes()},
             "training": {"steps": s.steps, "seconds": round(history.seconds, 1), "losses": losses},
-            **report.write(s, source, unet, found.images),
+            **report.write(s, source, unet, found.images, reference.images if reference else None),
         }
         if s.score_every:
             weights, step, kid = best(checkpoints)
@@ -182,7 +181,7 @@ def _work(s: Settings, source: Source, found: Read) -> None:
 
 def _classifier(s: Settings, source: Source, found: Read, main: bool) -> NoisedClassifier:
     """Return the classifier of source and target, kept in `out`; every process trains it alike if it is not there."""
-    classifier, path = NoisedClassifier(source.unet), s.out / CLASSIFIER
+    classifier, path = seeded(s.seed, lambda: NoisedClassifier(source.unet)), s.out / CLASSIFIER
     if path.is_file():
         with reading(path, "delete it"):
             classifier.load_state_dict(safetensors.torch.load_file(path))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib.ground import diffusion
 from lib.ground.finetune import Loss, Options
-from lib.ground.nets import eps_model
+from lib.ground.nets import eps_model, seeded
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
@@ -58,9 +58,10 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
         if s.method == "SDFT":
             weights = s.model_dump(include={"lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux"})
         return Student(unet, unet, partial(loss, **weights))
-    adaptor = Adaptor.attach(unet, s.c, s.d, s.heads)
-    guided = s.method in GUIDED
-    guidance = ant.classifier_guidance(classifier or NoisedClassifier(teacher)) if guided else None
+    adaptor = seeded(s.seed, lambda: Adaptor.attach(unet, s.c, s.d, s.heads))
+    guidance = None
+    if s.method in GUIDED:
+        guidance = ant.classifier_guidance(classifier or seeded(s.seed, lambda: NoisedClassifier(teacher)))
     loss = partial(ant.loss, eps_model(unet), guidance, source.schedule)
     return Student(unet, adaptor, partial(loss, gamma=s.gamma, omega=s.omega, J=s.J if s.method == "ANT" else 0))
 

@@ -14,13 +14,13 @@ from safetensors.torch import save
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from lib.jobs import hub, methods
+from lib.jobs import methods
 from lib.jobs.hub import Source
 from lib.jobs.methods import BATCH
 from lib.jobs.settings import Settings
 from lib.measures import distances, perceptual
 from lib.record import figures
-from lib.record.files import UserError, replacing, write_atomic
+from lib.record.files import DRAFT, UserError, replacing, write_atomic
 from lib.worlds import judge, sources
 
 SHEET = "samples.safetensors"  # the images of the sheet
@@ -32,7 +32,7 @@ CAP = 50  # members of a cluster that count, as in CDC's code
 Metric = tuple[str, dict[str, Any]]  # name; value and protocol
 
 
-def write(s: Settings, source: Source, unet: Any, training: Tensor) -> dict[str, Any]:
+def write(s: Settings, source: Source, unet: Any, training: Tensor, reference: Tensor | None) -> dict[str, Any]:
     """Sample the student `unet`, write ``samples/`` and ``samples.png``, and return the metrics.
 
     A metric that cannot be had is None, and ``missing`` says why.
@@ -52,7 +52,7 @@ def write(s: Settings, source: Source, unet: Any, training: Tensor) -> dict[str,
     missing: dict[str, str] = {}
     for names, measure in (
         (METRICS[:1], _intra_lpips(s, source, drawn, training)),
-        (METRICS[1:], _distances(s, source)),
+        (METRICS[1:], _distances(s, source, reference)),
     ):
         try:
             found.update(measure)
@@ -93,23 +93,23 @@ def write_images(place: Path, images: Tensor) -> None:
             to_pil_image(((image + 1) * 127.5).round().to(torch.uint8)).save(draft / f"{i:05d}.png")
 
 
-def scorer(s: Settings, source: Source, unet: Any) -> Callable[[], float]:
+def scorer(s: Settings, source: Source, unet: Any, reference: Tensor) -> Callable[[], float]:
     """Return a function that samples `unet` and returns KID against the reference images, always from the same noise.
 
     Raises
     ------
     UserError
-        The reference cannot be read, or Inception's weights are neither there nor can they be downloaded.
+        Inception's weights are neither there nor can they be downloaded.
     """
     device = source.unet.device
     network = distances.inception(device)
 
     def features(images: Tensor) -> np.ndarray:  # (n, 2048)
-        with tempfile.TemporaryDirectory(dir=s.out) as place:
+        with tempfile.TemporaryDirectory(dir=s.out, prefix=DRAFT) as place:
             write_images(Path(place), images)
             return distances.folder_features(place, network, device)
 
-    of_reference = features(hub.target(s, source.shape, "reference").images)
+    of_reference = features(reference)
     begin = methods.noise(s, source, s.score_samples)
 
     def score() -> float:
@@ -141,12 +141,12 @@ def _intra_lpips(s: Settings, source: Source, drawn: Tensor, training: Tensor) -
     yield "intra_lpips", shown
 
 
-def _distances(s: Settings, source: Source) -> Iterator[Metric]:
+def _distances(s: Settings, source: Source, reference: Tensor | None) -> Iterator[Metric]:
     """FID, KID, precision and recall of ``samples/`` against the reference images, at the model's size."""
-    if not s.reference:
+    if reference is None:
         raise UserError("no reference images given (setting: reference)")
-    with tempfile.TemporaryDirectory(dir=s.out) as place:
-        write_images(Path(place), hub.target(s, source.shape, "reference").images)
+    with tempfile.TemporaryDirectory(dir=s.out, prefix=DRAFT) as place:
+        write_images(Path(place), reference)
         found = distances.folder_distances(s.out / "samples", place, source.unet.device, seed=s.seed)
     for name in ("fid", "kid"):
         yield name, {"value": getattr(found, name), "protocol": found.protocol}

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from lib.record.files import reading
+from lib.record.files import UserError, expanded, reading
 from lib.record.parameters import explain
 
 # None stands for the paper's value; papermill reads such names in a notebook's parameters, but no `|`.
@@ -49,7 +49,7 @@ class Settings(BaseModel):
     method: Method = "SDFT"
     source: str  # folder of diffusers, or id on the hub
     images: str  # folder, data set on disk, or id of a data set
-    out: Annotated[Path, AfterValidator(Path.expanduser)]  # folder for all results
+    out: Annotated[Path, AfterValidator(lambda path: expanded(path, "out"))]  # folder for all results
     reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     split: str = "train"  # of a data set
     column: str = ""  # of a data set, with the images; empty: the only one
@@ -126,5 +126,7 @@ def settings(**values: Any) -> Settings:
 def read_settings(path: str | Path) -> Settings:
     """Return the settings in a JSON file; errors as in `settings`, and if the file is missing or no JSON."""
     with reading(path, "name a JSON file of settings"):
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {json.dumps(values)[:40]}; expected settings by name, in braces")
     return settings(**values)

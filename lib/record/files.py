@@ -1,26 +1,66 @@
-"""Results files, and what every module shares: errors in one line, atomic writes, locks; imports nothing heavy."""
+"""Results files, and what every module shares: errors in one line, atomic writes, locks; imports nothing heavy.
 
+What a run makes it marks: a folder of its own holds `MARK`, with the names of its files, and what is being written is
+called `DRAFT` and something. Nothing else is ever deleted or replaced.
+"""
+
+import errno
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
 PROFILES = ("smoke", "cpu", "gpu", "paper")
+OURS = ".companion"  # what the names of marks, drafts and locks begin with
+MARK, DRAFT, LOCK = f"{OURS}.json", f"{OURS}-", f"{OURS}.lock"
+SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "lost+found"}  # of nobody
+NAMED = 20  # names shown of a longer list
+
+
+def shown(text: object) -> str:
+    """Return a text as any terminal can print it, in one line: file names may hold every byte."""
+    return str(text).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return up to `NAMED` names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return shown(", ".join(names[:NAMED])) + more
 
 
 class UserError(Exception):
     """An error that one line explains; notebooks show that line instead of a traceback."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(shown(text))
+
     def _render_traceback_(self) -> list[str]:  # IPython's hook for a custom traceback
         return [f"{type(self).__name__}: {self}"]
+
+
+def expanded(path: str | Path, parameter: str) -> Path:
+    """Return a path with ~ resolved; refuse one whose home nobody knows."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{parameter}: {path} given, but this user has no home folder; write the path out") from None
 
 
 @contextmanager
@@ -34,6 +74,17 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write to folder {folder}: {why}; choose another with `out`") from None
 
 
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Turn a disk that is full, whoever writes to it, into one line; other errors stay what they are."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and "os error 28" not in str(error):
+            raise
+        raise UserError(f"{folder}: the disk is full; free some of it, and the same command goes on") from None
+
+
 def writable(folder: Path) -> Path:
     """Return `folder`, made if it was not there, after a try to write in it: refused before the work, not after."""
     with writing(folder):
@@ -44,7 +95,7 @@ def writable(folder: Path) -> Path:
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     with writing(path.parent):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=DRAFT)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data.encode("utf-8") if isinstance(data, str) else data)
@@ -57,18 +108,89 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             raise
 
 
+def foreign(folder: Path) -> list[str]:
+    """Return the names of what lies in `folder` and no run put there, by its `MARK`."""
+    try:
+        made = set(json.loads((folder / MARK).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        made = set()
+    return sorted(set(_names(folder)) - made)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return all files below a folder, and the folder's own name if it is a file."""
+    if folder.is_file() or folder.is_symlink():
+        return [folder.name]
+    every = ((path, path.relative_to(folder)) for path in folder.rglob("*"))
+    found = (name for path, name in every if path.is_symlink() or not path.is_dir())
+    return sorted(n.as_posix() for n in found if n.name not in SYSTEM and not any(p.startswith(OURS) for p in n.parts))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to replace a folder that holds files of somebody else."""
+    if others := foreign(folder):
+        raise UserError(f"{folder}: holds what no run made ({listed(others)}); move it, or name another folder")
+
+
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yield a draft beside `folder` that takes its place by one rename at the end, or is removed after an error."""
+    """Yield a draft beside `folder` that takes its place by renames at the end, or is removed after an error.
+
+    A folder in its place that holds anything but an earlier one's files is refused.
+    """
+    refuse_foreign(folder)
     with writing(folder.parent):
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=DRAFT))
+    old = draft.with_name(f"{draft.name}-old")
     try:
-        yield draft
+        with room(folder.parent):
+            yield draft
+            write_atomic(draft / MARK, json.dumps(_names(draft)))
         draft.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
+        refuse_foreign(folder)
+        if folder.exists():
+            folder.rename(old)
         draft.rename(folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for rest in (draft, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the unfinished drafts that killed runs left in a folder nobody else works in."""
+    for path in folder.glob(f"{DRAFT}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Refuse a folder in which a job is running."""
+    if (folder / LOCK).is_file():
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            _alone_with(file, folder)
+
+
+def _alone_with(file: IO[str], folder: Path) -> None:
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        what = f"a job is running in {folder} ({file.read()})"
+        raise UserError(f"out: {what}; wait for its end, or choose another out") from None
+
+
+@contextmanager
+def occupied(folder: Path, member: bool = False) -> Iterator[None]:
+    """Hold `folder` for a job: a second one is refused as long as any process of the first, its `member`s, lives."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        if not member:
+            _alone_with(file, folder)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} of {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+            file.flush()
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lib.record.files import PROFILES, UserError
+from lib.record.files import PROFILES, UserError, shown
 
 DEVICES = ("auto", "cpu", "cuda")
 IPYTHON_NAMES = {"In", "Out", "exit", "quit", "open", "get_ipython"}
@@ -37,7 +37,9 @@ def explain(error: ValidationError, name: str = "", known: Iterable[str] = ()) -
 
     `known` are the names among which the nearest is proposed for one that does not exist.
     """
-    first = error.errors()[0]
+    first = min(
+        error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"
+    )  # a wrong name may be the missing one
     name = name or str(next(iter(first["loc"]), ""))
     place = name + "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
     reason = first["msg"].removeprefix("Value error, ")
@@ -55,12 +57,32 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
 
 
+def usable(device: torch.device | str, name: str = "device") -> torch.device:
+    """Return a device that this machine has; refuse another one before anything is loaded."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ParameterError(f"{name}: '{device}' given; give cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ParameterError(f"{name}: '{device}' given, but this machine offers none; use 'cpu' or 'auto'")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ParameterError(f"{name}: '{device}' given, but this machine has {torch.cuda.device_count()} GPUs")
+    return found
+
+
 def coerce(name: str, value: Any, annotation: Any) -> Any:
     """Return `value` as `annotation` asks (a pydantic type), or raise `ParameterError` naming the parameter."""
     if isinstance(value, bool) and annotation is not bool:
         raise ParameterError(f"{name}: {value} given, but it is not a yes/no parameter")
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = yaml.safe_load(value)
+    if annotation in (str, str | None):
+        if isinstance(value, int | float):
+            raise ParameterError(f"{name}: the number {value} given where a text belongs; papermill takes it with -r")
+    elif isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            how = "in single quotes write an apostrophe twice, or give the parameters in a file with -f"
+            raise ParameterError(f"{name}: {shown(value)} given, which is no list; {how}") from None
     try:
         return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
@@ -82,8 +104,8 @@ def validate(namespace: dict[str, Any]) -> SimpleNamespace:
                 raise ParameterError(f"{name}: no such parameter; {nearest(name, declared)}")
     known: dict[str, Any] = {**declared, "profile": Literal[PROFILES], "device": Literal[DEVICES]}
     values = {name: coerce(name, namespace[name], known[name]) for name in declared}
-    if values.get("device") == "cuda" and not torch.cuda.is_available():
-        raise ParameterError("device: 'cuda' given, but this machine offers none; use 'cpu' or 'auto'")
+    if values.get("device") == "cuda":
+        usable("cuda")
     namespace.update(values)
     namespace["__companion_checked__"] = True
     return SimpleNamespace(**values)

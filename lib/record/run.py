@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -19,8 +18,13 @@ from IPython.display import display
 from tqdm.auto import tqdm
 
 from lib.record import claims, show
-from lib.record.files import ROOT, SCHEMA, UserError, writable, write_atomic
+from lib.record.files import ROOT, SCHEMA, UserError, expanded, writable, write_atomic
 from lib.record.parameters import validate
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
 KEPT_VALUES = 200
@@ -41,7 +45,7 @@ class Run:
     def __init__(self, notebook: str, parameters: Any) -> None:
         self.notebook = notebook
         self.parameters = parameters
-        self.folder = Path(parameters.out).expanduser() if parameters.out else ROOT / "runs" / parameters.profile
+        self.folder = expanded(parameters.out, "out") if parameters.out else ROOT / "runs" / parameters.profile
         self.artefacts = self.folder / "artefacts"
         large = parameters.profile in ("gpu", "paper") and torch.cuda.is_available()
         self.device = torch.device(("cuda" if large else "cpu") if parameters.device == "auto" else parameters.device)
@@ -105,7 +109,6 @@ class Run:
 
     def provenance(self) -> dict[str, Any]:
         """Return where the numbers come from: commit, versions, hardware, seed, seconds, memory."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**3 if sys.platform == "darwin" else 1024**2)
         gpu = torch.cuda.is_available() and self.device.type == "cuda"
         return {
             "profile": self.parameters.profile,
@@ -119,7 +122,7 @@ class Run:
                 "gpu": torch.cuda.get_device_name() if gpu else None,
             },
             "seconds": round(time.perf_counter() - self._began, 1),
-            "peak_memory_gb": round(peak, 2),
+            "peak_memory_gb": peak_memory(),
             "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1024**3, 2) if gpu else None,
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         }
@@ -171,6 +174,14 @@ def commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": False}
+
+
+def peak_memory() -> float | None:
+    """Return the largest memory that this process had, in GB; None where the system does not say (Windows)."""
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**3 if sys.platform == "darwin" else 1024**2), 2)
 
 
 def processor() -> str:

@@ -18,11 +18,11 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from lib.ground import diffusion
+from lib.ground import diffusion, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.nets import eps_model, seeded, small_unet
 from lib.ground.train import train
-from lib.record.files import UserError, alone, reading, replacing, write_atomic
+from lib.record.files import UserError, alone, replacing, write_atomic
 from lib.worlds import digits as data
 from lib.worlds.judge import Classifier, load_classifier, save_classifier, train_classifier
 
@@ -112,13 +112,12 @@ def load(folder: Path | str, device: Device = "cpu", what: str = "source model",
 
     `what` it is and the `notebook` that makes it are named in errors.
     """
-    folder = Path(folder)
-    for name in ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"):
+    folder, remedy = Path(folder), f"delete the folder and run {notebook} again"
+    for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{what} {folder}: {name} is missing; run {notebook} first, or name another folder")
-    with reading(folder, f"delete the folder and run {notebook} again"):
-        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, use_safetensors=True)
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    unet = pretrained.network(UNet2DModel, folder / "unet", what, remedy)
+    scheduler, _ = pretrained.scheduler(folder, what, remedy)
     return unet.to(device, memory_format=torch.channels_last).eval(), diffusion.from_diffusers(scheduler)
 
 

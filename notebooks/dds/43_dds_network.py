@@ -88,7 +88,7 @@ held_out: PositiveFloat = 0.02  # share of them that the training leaves out
 precision: Literal["no", "bf16"] = "no"  # of that network's passes: no (32 bit) or bf16
 
 # %% tags=["hide-input"]
-import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -297,8 +297,8 @@ print(f"{p.edit_iterations} iterations take {optimised / one_pass:.0f} times as 
 # %% tags=["hide-input"]
 place, folder, job = p.weights, p.images, run.artefacts / "dds-network" / "photographs"
 if not p.weights:
-    job = run.artefacts / "dds-network" / "tiny"
-    shutil.rmtree(job, ignore_errors=True)  # an example is done anew each time
+    scratch = tempfile.TemporaryDirectory()  # an example is done anew each time
+    job = Path(scratch.name)
     place, folder = job / "teacher", Path(sklearn.datasets.__file__).parent / "images"
     tiny_diffusion.tiny_pipeline().save_pretrained(place)
 teacher = stable_diffusion.load(place, run.device)

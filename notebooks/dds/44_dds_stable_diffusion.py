@@ -47,7 +47,7 @@ out: str = ""  # output folder; empty: runs/PROFILE
 weights: str = ""  # Stable Diffusion 1 or 2: folder in diffusers' layout or id on the hub; empty: tiny and random
 clip: str = ""  # CLIP: folder or id on the hub, such as openai/clip-vit-base-patch16; goes with `weights`
 images: str = ""  # a photograph, or a folder of them; empty: two from scikit-learn
-prompts: list[list[str]] = []  # pairs [source, target] for each of your photographs, such as [["", "Snowing."]]
+prompts: list[tuple[str, str]] = []  # pairs [source, target] for each of your photographs, such as [["", "Snowing."]]
 size: OptionalInt = None  # side of the square in pixels; the model's own by default, 512 for Stable Diffusion 1.5
 dtype: OptionalStr = None  # of the network's weights: float32, float16, bfloat16; by default 16 bit on a GPU
 mode: str = "plain"  # how the network runs: plain, compile, or graph (GPU)
@@ -64,6 +64,7 @@ timed_iterations: PositiveInt = 10
 rounds: PositiveInt = 3  # turns of the loops that are timed
 
 # %% tags=["hide-input"]
+import tempfile
 import textwrap
 from importlib.resources import files
 from pathlib import Path
@@ -74,7 +75,7 @@ import torch
 from IPython.display import display
 from tqdm.auto import tqdm
 
-from lib.ground import folder
+from lib.ground.pictures import picture
 from lib.jobs.stable_diffusion import edit as zero_shot, model as stable_diffusion, speed as dds_speed, tiny
 from lib.measures import clip as clips, perceptual
 from lib.record import figures, run as record
@@ -86,10 +87,12 @@ if bool(p.weights) != bool(p.clip):
     raise UserError("weights, clip: only one of the two is given; give both, or none")
 if p.images and not p.prompts:
     raise UserError("prompts: none given for your images; give pairs [source, target]: [['', 'Snowing.']]")
+pictures = zero_shot.photographs(p.images) if p.images else []  # looked for before gigabytes are read
 trained, p.strengths = bool(p.weights), sorted(set(p.strengths))
 place, clip_place = p.weights, p.clip
 if not trained:  # written and loaded again, as a folder of yours would be
-    place, clip_place = run.artefacts / "tiny-stable-diffusion", str(run.artefacts / "tiny-clip")
+    scratch = tempfile.TemporaryDirectory()
+    place, clip_place = Path(scratch.name) / "tiny", str(Path(scratch.name) / "clip")
     tiny.tiny_pipeline().save_pretrained(place)
     tiny.write_tiny_clip(clip_place)
 sd = stable_diffusion.load(place, run.device, p.dtype, p.mode)
@@ -97,14 +100,12 @@ clip = clips.load(clip_place, run.device)
 size = sd.checked_size(p.size)
 lpips = perceptual.lpips_features(p.lpips, min(size, 256), run.device, random=not trained)
 if p.images:
-    given = Path(p.images).expanduser()
-    pictures = folder.image_files(given) if given.is_dir() else [given]
     asked = {source: [target for source_, target in p.prompts if source_ == source] for source, _ in p.prompts}
     wanted = [(file, source, targets) for file in pictures for source, targets in asked.items()]
 else:
     china, flower = (Path(str(files("sklearn.datasets.images") / name)) for name in ("china.jpg", "flower.jpg"))
     wanted = [(china, "", ["Snowing.", "Sunset."]), (flower, "Flower.", ["Rose.", "A flower made of candies."])]
-jobs = [(zero_shot.prepare_image(file, size), source, targets) for file, source, targets in wanted]
+jobs = [(picture(file, size, "images"), source, targets) for file, source, targets in wanted]
 
 # %% [markdown]
 # ### The paper's prompts

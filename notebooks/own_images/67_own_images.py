@@ -75,13 +75,10 @@ source_steps: PositiveInt = 1600  # training steps of the model of digits, if th
 judge_steps: PositiveInt = 400  # training steps of the classifier of digits, if there is none yet
 
 # %% tags=["hide-input"]
-import shutil
-from pathlib import Path
-
 from safetensors.torch import load_file
 
 from lib.ground import folder
-from lib.jobs import estimate, hub, job, report, settings
+from lib.jobs import estimate, gate, job, report, settings
 from lib.record import figures, run as record
 from lib.worlds import digits as data, judge as judges
 from lib.worlds.sources import shared
@@ -101,9 +98,9 @@ for name in settings.METHODS:
     print(f"{name:18} {forward:3} forward {backward:3} backward {classifier:2} classifier, {example.steps:6,} steps")
 
 # %% tags=["hide-input"]
-place = Path(p.model) if p.model else run.artefacts / "own-job"
+place, anew = run.artefacts / "own-job", not (p.model or p.images)  # an example is done anew each time
 given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
-given |= {"source": p.source or str(run.artefacts / "source"), "out": place}
+given |= {"source": p.source or str(run.artefacts / "source"), "out": p.model or place}
 given |= {"images": p.images or str(run.folder / "ten-digits")}
 if not p.images:
     _, _, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
@@ -112,13 +109,12 @@ if not p.images:
     small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}
     small |= {"samples": 100, "sampler": "ancestral", "sampling_steps": 20, "flip": False}
     given = small | given | {"judge": str(run.artefacts / "classifier"), "device": run.device.type}
-    shutil.rmtree(place, ignore_errors=True)  # an example is done anew each time
 
 # %%
 chosen = settings.settings(**given)
-source = hub.source(chosen.source, job.device_of(chosen))
-print(f"{len(hub.target(chosen, source.shape).names)} images")
-print(estimate.estimate(chosen, source))
+opened = gate.check(chosen)
+print(opened)
+print(estimate.estimate(chosen, opened.source))
 
 # %% [markdown]
 # ### The job
@@ -126,7 +122,7 @@ print(estimate.estimate(chosen, source))
 # touched the GPU cannot be split.
 
 # %%
-result = job.run(chosen)
+result = job.anew(chosen) if anew else job.run(chosen, opened)
 
 # %% [markdown]
 # ## Result
@@ -136,7 +132,7 @@ result = job.run(chosen)
 # it take for handwritten?
 
 # %% tags=["hide-input"]
-pictures, distance = load_file(place / report.SHEET), result["nearest_training_distance"]
+pictures, distance = load_file(chosen.out / report.SHEET), result["nearest_training_distance"]
 figures.show(
     run,
     "sheet",
@@ -151,7 +147,7 @@ for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
     found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
     rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
 if not p.images:
-    realism = judges.realism(judges.judge(judge, folder.images(place / "samples", judge.size, channels=1)))
+    realism = judges.realism(judges.judge(judge, folder.images(chosen.out / "samples", judge.size, channels=1)))
     rows.append({"metric": "taken for handwritten", "value": realism, "note": "digit judge"})
     run.number("realism", realism)
 run.table("metrics", rows)

@@ -39,7 +39,6 @@ sampling_steps: PositiveInt = 20  # of ancestral sampling
 
 # %% tags=["hide-input"]
 import copy
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,9 +46,11 @@ from IPython.display import HTML
 
 from lib.ground import diffusion, folder, nets
 from lib.ground.train import train
+from lib.jobs import gate, hub
 from lib.jobs.report import write_images
 from lib.papers.sdft import method as sdft
 from lib.record import claims, figures, run as record
+from lib.record.files import refuse_foreign, replacing
 from lib.worlds import digits as data, sources
 
 run = record.start("00_start", globals())
@@ -93,7 +94,9 @@ print(claims.card_text("Z0", judged))
 # first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
 
 # %% tags=["hide-input"]
-mine = Path(p.images) if p.images else run.folder / "own_images"
+mine, result = p.images or run.folder / "own_images", run.artefacts / "own"
+gate.apart(result, images=p.images, model=p.model)
+refuse_foreign(result)
 if not p.images:
     digits = data.limited(data.handwritten(), n=10, seed=p.seed)
     write_images(mine, digits.images)
@@ -102,12 +105,14 @@ if not p.images:
 # Source, student (a copy of it), schedule, images (files of any size and mode): all that a fine-tuning needs.
 
 # %%
-start = Path(p.model) if p.model else run.artefacts / "source"
-known = p.model or start.exists()
-unet, schedule = sources.load(start, run.device) if known else sources.source_model(start, device=run.device)
+start = run.artefacts / "source"
+if not (p.model or start.exists()):
+    sources.source_model(start, device=run.device)
+source = hub.source(p.model or start, run.device, "model")
+unet, schedule, (channels, *size) = source.unet, source.schedule, source.shape
+own = folder.images(mine, tuple(size), channels=channels).to(run.device)
 student = copy.deepcopy(unet).train().requires_grad_(True)
 optimizer = torch.optim.AdamW(student.parameters(), lr=p.learning_rate)
-own = folder.images(mine, size=unet.config.sample_size, channels=unet.config.in_channels).to(run.device)
 print(f"{len(own)} images of {tuple(own.shape[1:])}, a model of {nets.parameter_count(unet) / 1e6:.2f} M parameters")
 
 # %% [markdown]
@@ -132,7 +137,8 @@ def step(drawn):
 
 
 train(step, sample, {"student": student}, {"student": optimizer}, steps=p.steps, seed=p.seed)
-student.eval().save_pretrained(run.artefacts / "own" / "unet")
+with replacing(result) as draft:
+    student.eval().save_pretrained(draft / "unet")
 
 # %% [markdown]
 # ## Result

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lib.ground import folder
-from lib.record.files import UserError
+from lib.record.files import NAMED, UserError, listed
 
 
 def test_sizes_modes_and_orientation(tmp_path):
@@ -58,16 +58,18 @@ def damaged_folder(tmp_path):
     Image.fromarray(noise).save(tmp_path / "cut.png")
     data = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    Image.new("F", (8, 8)).save(tmp_path / "float.tif")
+    Image.new("F", (8, 8), 300.0).save(tmp_path / "float.tif")
 
 
 def test_damaged_files_are_all_counted_and_named(tmp_path, capsys):
     damaged_folder(tmp_path)
-    message = r"3 of 4 files .*: bad\.png \(no image\), cut\.png \(truncated\), float\.tif \(floating-point pixels\);"
+    message = (
+        r"3 of 4 files .*: bad\.png \(no image\), cut\.png \(truncated\), float\.tif \(floats from 300 to 300; .*\);"
+    )
     with pytest.raises(UserError, match=message):
         folder.images(tmp_path, 8)
     assert folder.images(tmp_path, 8, damaged="skip").shape == (1, 3, 8, 8)
-    assert "skipped bad.png (no image), cut.png" in capsys.readouterr().out
+    assert "skipped: bad.png (no image), cut.png" in capsys.readouterr().out
     (tmp_path / "good.png").unlink()
     with pytest.raises(UserError, match="3 of 3 files"):
         folder.images(tmp_path, 8, damaged="skip")
@@ -76,7 +78,7 @@ def test_damaged_files_are_all_counted_and_named(tmp_path, capsys):
 
 
 def test_many_names_are_cut_short():
-    assert folder.listed([str(i) for i in range(folder.NAMED + 3)]).endswith("19 and 3 more")
+    assert listed([str(i) for i in range(NAMED + 3)]).endswith("19 and 3 more")
 
 
 def test_empty_or_missing_folder(tmp_path):
@@ -115,14 +117,16 @@ def test_the_kept_copy_is_used_until_a_file_changes(tmp_path, monkeypatch):
     place.mkdir()
     damaged_folder(place)
     first = folder.read(place, 8, damaged="skip", cache=cache)
-    pixels = folder._pixels
-    monkeypatch.setattr(folder, "_pixels", None)  # whoever decodes now fails
+    assert not cache.exists()  # reading writes nothing
+    folder.keep(first)
+    decode = folder.decode
+    monkeypatch.setattr(folder, "decode", None)  # whoever decodes now fails
     again = folder.read(place, 8, damaged="skip", cache=cache)
     assert torch.equal(first.images, again.images)
     assert (first.names, first.skipped, first.hints) == (again.names, again.skipped, again.hints)
     with pytest.raises(UserError, match="3 of 4 files"):  # what was skipped is remembered
         folder.read(place, 8, cache=cache)
-    monkeypatch.setattr(folder, "_pixels", pixels)
+    monkeypatch.setattr(folder, "decode", decode)
     Image.new("L", (8, 8), 255).save(place / "good.png")
     os.utime(place / "good.png", ns=(1, 1))
     assert folder.read(place, 8, damaged="skip", cache=cache).images.min() == 1

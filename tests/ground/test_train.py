@@ -184,6 +184,7 @@ def test_saving_changes_nothing_in_the_run(tmp_path, whole):
 def test_weights_are_safetensors_that_fit_the_network(tmp_path):
     path = partial(tmp_path)
     assert sorted(p.name for p in path.iterdir()) == [
+        ".companion.json",
         "first.ema.safetensors",
         "first.safetensors",
         "second.safetensors",
@@ -337,6 +338,39 @@ def test_a_crash_at_any_file_operation_leaves_a_loadable_state(tmp_path, whole):
         job = Job()
         assert_same_run(job, job.train(folder=folder, save_every=4), *whole)
     assert crashes >= 12
+
+
+def test_what_others_put_beside_the_checkpoints_stays(tmp_path, whole):
+    partial(tmp_path, 4)
+    shutil.copytree(tmp_path / "step-000004", tmp_path / "step-000004-copy")
+    (tmp_path / "step-notes").write_text("mine")
+    (tmp_path / "step-000004" / "notes.txt").write_text("mine")
+    job = Job()
+    assert_same_run(job, job.train(folder=tmp_path, save_every=4), *whole)
+    assert (tmp_path / "step-000004" / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "step-notes").exists()
+    assert (tmp_path / "step-000004-copy" / "state.pt").exists()
+
+
+def test_a_step_is_saved_before_it_is_looked_at_and_looked_at_again_after_a_resume(tmp_path):
+    seen = []
+
+    def look(i, history):
+        seen.append(i)
+        if i == 4 and seen.count(4) == 1:
+            assert loop.checkpoint.newest(tmp_path).name == "step-000004"
+            raise OSError("the score cannot be had")
+
+    with pytest.raises(OSError, match="cannot be had"):
+        Job().train(6, folder=tmp_path, save_every=4, on_step=look)
+    Job().train(6, folder=tmp_path, save_every=4, on_step=look)
+    assert seen == [1, 2, 3, 4, 4, 5, 6]
+
+
+def test_no_process_shares_its_random_numbers_with_one_of_another_seed():
+    drawn = [loop.stream(seed, rank) for seed in range(30) for rank in range(8)]
+    assert len(set(drawn)) == len(drawn)
+    assert [loop.stream(seed, 0) for seed in range(3)] == [0, 1, 2]
 
 
 # --- what stops a run ---

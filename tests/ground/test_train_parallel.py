@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # as a program
 
 from lib.ground import diffusion, finetune  # noqa: E402
+from lib.ground.train import stream  # noqa: E402
 from lib.record.files import UserError  # noqa: E402
 
 STEPS, BATCH = 40, 4
@@ -203,7 +204,7 @@ def test_two_processes_equal_one_that_gets_both_their_batches(run, tmp_path):
     net = Net().double()
     loss = loss_of(net, torch.float64)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0)
-    generators = [torch.Generator().manual_seed(rank) for rank in range(2)]
+    generators = [torch.Generator().manual_seed(stream(0, rank)) for rank in range(2)]
     losses = []
     for _ in range(5):
         total = 0

@@ -17,8 +17,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from lib.ground import diffusion
+from lib.ground import diffusion, folder
 from lib.ground.nets import eps_model, small_unet
 from lib.jobs import hub
 from lib.jobs.settings import settings
@@ -90,12 +91,87 @@ def test_every_layout_loads_the_same_model(tiny, tmp_path):
 def test_a_ddim_scheduler_and_old_weights_are_read(tiny, tmp_path):
     place = flat(tiny, tmp_path / "old")
     DDIMScheduler(num_train_timesteps=50).save_pretrained(place)
-    (place / hub.WEIGHTS[0]).unlink()
-    torch.save(UNet2DModel.from_pretrained(tiny / "unet").state_dict(), place / hub.WEIGHTS[1])
+    (place / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(UNet2DModel.from_pretrained(tiny / "unet").state_dict(), place / "diffusion_pytorch_model.bin")
     found = hub.source(place)
     assert isinstance(found.scheduler, DDPMScheduler)
     assert found.schedule.T == 50
     assert equal(found.unet, DDPMPipeline.from_pretrained(tiny).unet)
+
+
+def renamed(place, rename):
+    """The model with other names in its file of weights; `rename` returns None for one that is to go."""
+    file = place / "diffusion_pytorch_model.safetensors"
+    names = {name: rename(name) for name in load_file(file)}
+    save_file({names[name]: value for name, value in load_file(file).items() if names[name]}, file)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "unet."])
+def test_names_that_a_wrapper_has_changed_are_read(tiny, tmp_path, prefix):
+    place = flat(tiny, tmp_path / "wrapped")
+    renamed(place, lambda name: prefix + name)
+    assert equal(hub.source(place).unet, DDPMPipeline.from_pretrained(tiny).unet)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: name if name != "conv_in.bias" else None, "lacks 1 weights (conv_in.bias)"),
+        (lambda name: f"_orig_mod.{name}" if name != "conv_in.bias" else None, "and has besides"),
+        (lambda name: f"net/{name}", "weights (conv_in.bias, conv_in.weight"),
+    ],
+)
+def test_weights_that_are_missing_or_too_many_are_refused(tiny, tmp_path, rename, message, capfd):
+    place = flat(tiny, tmp_path / "wrong")
+    renamed(place, rename)
+    with pytest.raises(UserError) as error:
+        hub.source(place)
+    assert message in str(error.value)
+    assert str(error.value).startswith("source: ")
+    assert capfd.readouterr().err == ""  # diffusers says nothing in ten lines of its own
+
+
+def test_variants_and_shards(tiny, tmp_path):
+    plain = DDPMPipeline.from_pretrained(tiny).unet
+    plain.save_pretrained(tmp_path / "ema", variant="ema")
+    plain.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*-of-*"))) > 2
+    for name in ("ema", "shards"):
+        assert equal(hub.source(tmp_path / name).unet, plain)
+    plain.half().save_pretrained(tmp_path / "ema", variant="fp16")
+    with pytest.raises(UserError, match=r"the variants .*ema.safetensors, .*fp16.safetensors; keep one"):
+        hub.source(tmp_path / "ema")
+    next((tmp_path / "shards").glob("*-of-*")).unlink()
+    with pytest.raises(UserError, match=r"^[^\n]*; source: download or copy it again$"):
+        hub.source(tmp_path / "shards")
+
+
+def test_a_rectangle_is_read_at_its_height_and_width(tiny, tmp_path):
+    place = flat(tiny, tmp_path / "wide")
+    config = json.loads((place / "config.json").read_text()) | {"sample_size": [16, 24]}
+    (place / "config.json").write_text(json.dumps(config))
+    assert hub.source(place).shape == (3, 16, 24)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (48, 32)).save(tmp_path / "images" / "a.png")
+    made = settings(source=str(place), images=str(tmp_path / "images"), out=str(tmp_path / "out"))
+    assert hub.target(made, (3, 16, 24)).images.shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.zip", "one.png"])
+def test_a_file_where_a_folder_belongs(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    what = "unpack it and name the folder" if name.endswith("zip") else "name the folder that"
+    with pytest.raises(UserError, match=f"^source: .*{name} is a file; {what}"):
+        hub.source(tmp_path / name)
+    with pytest.raises(UserError, match=f"^images: .*{name} is a file; {what}"):
+        target(tmp_path / name, tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UserError, match=r"^device: 'cuda' given, but this machine offers none"):
+        hub.source(tmp_path / "nothing is here", "cuda")
+    with pytest.raises(UserError, match=r"^device: 'gpu' given; give cpu or cuda"):
+        hub.source(tmp_path / "nothing is here", "gpu")
 
 
 def test_a_learned_variance_is_left_out(tmp_path):
@@ -116,6 +192,12 @@ def test_a_learned_variance_is_left_out(tmp_path):
         ("config.json", {"_class_name": "UNet2DConditionModel"}, "latent or conditional"),
         ("config.json", {"num_class_embeds": 10}, "conditioned on classes"),
         ("config.json", {"in_channels": 4, "out_channels": 4}, "a map from 4 to 4 channels"),
+        ("config.json", {"sample_size": None}, "without a size"),
+        ("config.json", {"sample_size": 17}, "images of 17, but halves them 1 times; its sample_size may be 16 or 18"),
+        ("config.json", {"sample_size": [16, 9]}, "may be 8 or 10"),
+        ("config.json", {"block_out_channels": [8, 64]}, "weights have other shapes"),
+        ("scheduler_config.json", {"beta_schedule": "mine"}, "noise levels that diffusers does not know"),
+        ("scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
         ("scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts 'v_prediction'"),
         ("scheduler_config.json", {"num_train_timesteps": None, "beta_schedule": None}, "noise levels of another kind"),
     ],
@@ -124,17 +206,17 @@ def test_other_kinds_of_models_are_refused(tiny, tmp_path, file, change, message
     place = flat(tiny, tmp_path / "other")
     config = json.loads((place / file).read_text()) | change
     (place / file).write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    with pytest.raises(UserError, match=f"^base: .*{message}"):
+    with pytest.raises(UserError, match=f"base: .*{message}|{message}.*base: "):
         hub.source(place, parameter="base")
 
 
 def test_missing_and_damaged_files(tiny, tmp_path):
     place = flat(tiny, tmp_path / "m")
-    whole = (place / hub.WEIGHTS[0]).read_bytes()
-    (place / hub.WEIGHTS[0]).write_bytes(whole[: len(whole) // 2])
+    whole = (place / "diffusion_pytorch_model.safetensors").read_bytes()
+    (place / "diffusion_pytorch_model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated or damaged"):
         hub.source(place)
-    (place / hub.WEIGHTS[0]).unlink()
+    (place / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):
         hub.source(place)
     (place / "config.json").unlink()
@@ -222,6 +304,7 @@ def test_data_sets_on_disk(tmp_path):
     wanted = torch.tensor([0, 100, 200]) / 127.5 - 1
     for name, split in (("parquet", "train"), ("saved", "train"), ("parts", "test")):
         found = target(tmp_path / name, tmp_path, 1, split=split)
+        folder.keep(found)
         torch.testing.assert_close(found.images[:, 0, 4, 4], wanted)
         assert found.names[0] == "row 0"
     assert len(list((tmp_path / "cache").iterdir())) == 3

@@ -196,11 +196,11 @@ def test_metrics_with_features(given, tmp_path, monkeypatch):
     monkeypatch.setattr(image_metrics, "inception", lambda device: features)
     s = settings(method="naive", out=str(tmp_path), **given | {"reference": given["images"]})
     report.write_images(tmp_path / "samples", folder.images(given["images"], 32))
-    values = dict(report._distances(s, hub.source(s.source)))
+    values = dict(report._distances(s, hub.source(s.source), folder.images(given["images"], 32)))
     assert values["fid"]["value"] == pytest.approx(0, abs=1e-6)
     assert (values["precision"]["value"], values["recall"]["value"]) == (1.0, 1.0)
     assert "10 generated, 10 reference" in values["kid"]["protocol"]
-    assert {path.name for path in tmp_path.iterdir()} == {"samples", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {"samples"}
 
 
 # ---------------------------------------------------------------------------------------------------- the cost
@@ -222,14 +222,14 @@ def test_score_is_the_kernel_distance_to_the_reference(given, tmp_path, monkeypa
     monkeypatch.setattr(image_metrics, "folder_features", lambda place, *_: folder.images(place, 4).flatten(1))
     made = settings(out=str(tmp_path), reference=given["images"], score_every=1, score_samples=5, **given)
     source = hub.source(made.source)
-    score = report.scorer(made, source, source.unet)
+    score = report.scorer(made, source, source.unet, folder.images(given["images"], 32))
     assert score() == score()
     drawn = methods.sample(made, source, source.unet, methods.noise(made, source, 5))
     report.write_images(tmp_path / "drawn", drawn)
     report.write_images(tmp_path / "real", folder.images(given["images"], 32))
     pair = [folder.images(tmp_path / name, 4).flatten(1) for name in ("drawn", "real")]
     assert score() == pytest.approx(image_metrics.kernel_distance(*pair, seed=made.seed))
-    assert {path.name for path in tmp_path.iterdir()} == {"drawn", "real", "cache"}
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn", "real"}
 
 
 def test_a_score_wants_a_reference(given, tmp_path):

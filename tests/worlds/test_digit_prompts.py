@@ -157,7 +157,10 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
     digit_prompts.class_model(tmp_path / "prompts", **TINY)
     weights = tmp_path / "prompts/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"truncated or damaged \(\w+\); delete the folder and run 41_dds_digits again"):
+    with pytest.raises(
+        UserError,
+        match=r"truncated or damaged \(\w+\); model with prompts: delete the folder and run 41_dds_digits again",
+    ):
         digit_prompts.load(tmp_path / "prompts")
 
 

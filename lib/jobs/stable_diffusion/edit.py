@@ -3,7 +3,6 @@
 `edit` does one job: image and two prompts in; edited image, trajectory and both saliency maps out.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,19 +10,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import yaml
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 
 from lib.ground import diffusion, folder
-from lib.jobs.stable_diffusion.model import StableDiffusion, enough_memory
+from lib.ground.batching import enough_memory
+from lib.ground.pictures import Picture, picture
+from lib.jobs.stable_diffusion.model import StableDiffusion
 from lib.measures import clip as clips, perceptual
 from lib.papers.baselines import translation
 from lib.papers.dds import fast, method as dds
-from lib.record.files import UserError
+from lib.record.files import UserError, expanded, listed
+from lib.record.parameters import nearest
 
-Picture = str | Path | Image.Image | Tensor
 Job = tuple[Tensor, str, list[str]]  # photograph (3, h, w), source prompt, target prompts
 LESS = "or load with dtype float16 or bfloat16"
 
@@ -58,7 +58,8 @@ class ImageEdit(NamedTuple):
 def edit(sd: StableDiffusion, image: Picture, prompt: str, source_prompt: str = "", **options: Any) -> ImageEdit:
     """Edit an image from a source prompt to a prompt by DDS, without a mask and without training.
 
-    `image` is a file, a picture or a tensor, see `prepare_image`. An empty source prompt is the paper's choice for
+    `image` is anything that `lib.ground.folder.picture` reads. (The authors' notebook drops alpha and resizes by
+    bicubic.) An empty source prompt is the paper's choice for
     edits of the whole picture, and the cheaper one. The options are those of `edit_many`.
     """
     return edit_many(sd, image, [prompt], source_prompt, **options)[0]
@@ -90,11 +91,16 @@ def edit_many(
     """
     if not prompts or isinstance(prompts, str):
         raise UserError(f"prompts: {prompts!r} given; give a list with at least one text")
+    for text in (source_prompt, *prompts):
+        if not isinstance(text, str):
+            raise UserError(f"prompt: {text!r} given; give a text, '' for the empty prompt")
+    if unknown := options.keys() - dds.Options.__dataclass_fields__:
+        raise UserError(f"{min(unknown)}: no such option; {nearest(min(unknown), dds.Options.__dataclass_fields__)}")
+    o = dds.Options(**options)
     if frames < 2:
         raise UserError(f"frames: {frames} given; 2 (first and last) or more")
-    x = prepare_image(image, sd.checked_size(size))
+    x = picture(image, sd.checked_size(size))
     y_hat, null, *targets = (sd.embed(text) for text in (source_prompt, "", *prompts))
-    o = dds.Options(**options)
     with enough_memory(f"size, frames or batch, {LESS}"):
         z_hat, shared = sd.encode(x[None]), None
         if len(prompts) > 1 and o.method == "dds":
@@ -129,7 +135,7 @@ def sdedit(
         raise UserError(f"strengths: {wrong[0]} given; each lies above 0 and up to 1")
     sampler = translation.Sampler(sd.schedule, steps, eta)
     grid = diffusion.ddim_timesteps(sd.schedule.T, steps).tolist()
-    x, model = prepare_image(image, sd.checked_size(size)), sd.guided(prompt, omega)
+    x, model = picture(image, sd.checked_size(size)), sd.guided(prompt, omega)
     with enough_memory(f"size, {LESS}"):
         z, ends = sd.encode(x[None]), []
         for strength in strengths:
@@ -189,34 +195,15 @@ def contest(
     return results
 
 
-def prepare_image(image: Picture, size: int = 512) -> Tensor:
-    """Return an image as the model takes it: upright, centre-cropped to a square, resized, (3, size, size) in [-1, 1].
-
-    Files and pictures are read by `lib.ground.folder`: any mode and depth, transparent pixels laid on white, Lanczos;
-    diffusers' own loader drops the alpha channel and cuts 16 bits off at 255. (The authors' notebook drops alpha, too,
-    and resizes by bicubic.) A tensor is (3 or 1, h, w) in [-1, 1]. A line is printed if a picture is enlarged or loses
-    more than a third.
-    """
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape or not image.isfinite().all():
-            raise UserError(f"image: tensor {tuple(image.shape)}; give (3, h, w) or (1, h, w), finite, in [-1, 1]")
-        square = center_crop(image.float(), [min(image.shape[1:])] * 2).expand(3, -1, -1)
-        return resize(square, [size, size], InterpolationMode.BICUBIC).clamp(-1, 1)
-    file: Path | io.BytesIO
-    if isinstance(image, Image.Image):
-        name, file, where = "picture", io.BytesIO(), "image"
-        upright = ImageOps.exif_transpose(image)
-        deep = upright.mode.startswith(("I", "F"))  # not 8 bits; the others may be of a mode that PNG has not
-        (upright if deep else upright.convert("RGBA")).save(file, "PNG", compress_level=1)
-    else:
-        file = Path(image).expanduser()
-        name, where = file.name, f"image folder {file.parent}"
-        if not file.is_file():
-            raise UserError(f"image: file {file} does not exist; name an image file")
-    read = folder.collect([(name, file)], size, 3, "refuse", where)
-    for hint in read.hints:
-        print(hint)
-    return read.images[0]
+def photographs(images: str | Path) -> list[Path]:
+    """Return the image files that a user names: one, or a folder of them; what is left out is printed."""
+    place = expanded(images, "images")
+    if not place.is_dir():
+        return [place]
+    files, left_out = folder.files_in(place, parameter="images")
+    if left_out:
+        print(f"left out: {listed(left_out)}")
+    return files
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -5,29 +5,28 @@ al., ICCV 2023), latents are the mean of the autoencoder's posterior times its s
 state of the text encoder, 77 tokens long, and the null prompt is the empty text.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from lib.ground import diffusion
+from lib.ground import diffusion, pretrained
+from lib.ground.batching import enough_memory
 from lib.ground.diffusion import Schedule
 from lib.jobs import hub
 from lib.jobs.stable_diffusion import fast_unet
 from lib.papers.dds import method as dds
 from lib.record.files import UserError, reading
+from lib.record.parameters import usable
 
 SD_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-FILES = (  # what a repository must give, of 40 GB in many forms
+FILES = (  # what a repository must give, of 40 GB in many forms, beside the weights
     *("model_index.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"),
-    *("text_encoder/config.json", "text_encoder/model.safetensors"),
-    *(f"{part}/{file}" for part in ("unet", "vae") for file in ("config.json", "diffusion_pytorch_model.safetensors")),
+    *("text_encoder/config.json", "unet/config.json", "vae/config.json"),
 )
 PATTERNS = ["*.json", "tokenizer/*", "text_encoder/model.safetensors", "*/diffusion_pytorch_model.safetensors"]
 VOCABULARY = ("tokenizer/vocab.json", "tokenizer/merges.txt")  # or both in tokenizer.json
@@ -115,26 +114,29 @@ def load(
 
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype: '{dtype}' given; one of {', '.join(DTYPES)}")
-    fast_unet.check_mode(mode, torch.device(device))  # before gigabytes are read
+    fast_unet.check_mode(mode, usable(device))  # before gigabytes are read
     place = hub.place_of(str(name), "weights", PATTERNS, lambda found: not _missing(found), part=True)
     if (place / "text_encoder_2").is_dir():
         raise UserError(f"weights: {name} has two text encoders; name Stable Diffusion 1 or 2")
     if missing := _missing(place):
         text = "expected Stable Diffusion in diffusers' layout, weights in safetensors"
         raise UserError(f"weights: {place} has no {', '.join(missing)}; {text}")
-    levels = hub.read_json(place / "scheduler" / "scheduler_config.json", "weights")
+    levels = pretrained.read_json(place / "scheduler" / "scheduler_config.json", "weights")
     predicts = levels.get("prediction_type", "epsilon") if "beta_schedule" in levels else levels.get("_class_name", "?")
     if predicts not in PREDICTS:
         raise UserError(f"weights: {name} predicts '{predicts}'; name a model with {' or '.join(PREDICTS)}")
     schedule = diffusion.from_diffusers(DDIMScheduler.from_config(levels))
     parts: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-    with reading(place, f"weights: {hub.AGAIN}"):
-        # The pipeline would fill what a file of the text encoder lacks with random numbers, so it is loaded before.
-        loaded: Any = CLIPTextModel.from_pretrained(place / "text_encoder", output_loading_info=True)
+    parts |= {"unet": pretrained.network(UNet2DConditionModel, place / "unet", "weights")}
+    parts |= {"vae": pretrained.network(AutoencoderKL, place / "vae", "weights")}
+    with reading(place, f"weights: {pretrained.AGAIN}"):
+        variant = _text_encoder(place)[0].name.removeprefix("model").removesuffix("safetensors").strip(".") or None
+        options: dict[str, Any] = {"output_loading_info": True, "variant": variant}
+        loaded: Any = CLIPTextModel.from_pretrained(place / "text_encoder", **options)
         parts["text_encoder"], info = loaded
         if wrong := [*info["missing_keys"], *info["mismatched_keys"]]:
-            raise UserError(f"weights: {place / 'text_encoder'} lacks {len(wrong)} of the weights; {hub.AGAIN}")
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(place, use_safetensors=True, **parts)
+            raise UserError(f"weights: {place / 'text_encoder'} lacks {len(wrong)} of the weights; {pretrained.AGAIN}")
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(place, **parts)
     config = pipeline.unet.config
     channels, latent = config.in_channels, pipeline.vae.config.latent_channels
     if channels != latent or config.class_embed_type or config.addition_embed_type:
@@ -149,18 +151,14 @@ def load(
     return StableDiffusion(pipeline, unet, Schedule(schedule.alpha_bar.to(device)), predicts)
 
 
-@contextmanager
-def enough_memory(settings: str) -> Iterator[None]:
-    """Turn running out of memory, on a GPU or a CPU, into a `UserError` that names the settings to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-            raise
-        raise UserError(f"out of memory: lower {settings}") from None
-
-
 def _missing(place: Path) -> list[str]:
     """Return the files that a folder lacks; without a vocabulary the tokenizer would load, and know no words."""
     needed = FILES if (place / "tokenizer" / "tokenizer.json").is_file() else (*FILES, *VOCABULARY)
-    return [file for file in needed if not (place / file).is_file()]
+    lacking = [file for file in needed if not (place / file).is_file()]
+    found = {"unet": pretrained.weights, "vae": pretrained.weights, "text_encoder": lambda _: _text_encoder(place)}
+    return lacking + [f"{part}/*.safetensors" for part, weights in found.items() if not weights(place / part)]
+
+
+def _text_encoder(place: Path) -> list[Path]:
+    """Return the files with the text encoder's weights, that of full precision first."""
+    return sorted((place / "text_encoder").glob("model*.safetensors"), key=lambda file: len(file.name))

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib.ground import folder
+from lib.ground import folder, pretrained
+from lib.ground.batching import enough_memory
+from lib.ground.nets import fingerprint
 from lib.ground.train import History
-from lib.jobs.stable_diffusion.model import StableDiffusion, enough_memory
+from lib.jobs import gate
+from lib.jobs.stable_diffusion.model import StableDiffusion
 from lib.papers.dds.network import PAPER, UNETS, DistilledNetwork, Settings, Tasks, student_of, train_network
-from lib.record.files import UserError, reading, replacing, write_atomic
+from lib.record.files import UserError, expanded, reading, refuse_foreign, replacing, write_atomic
 
 CONFIG, INSTRUCTIONS, TRAINING = "unet/config.json", "instructions.safetensors", "training.json"
 SAVE_EVERY = 1000  # iterations between checkpoints
@@ -24,20 +27,12 @@ SAVE_EVERY = 1000  # iterations between checkpoints
 def save(student: DistilledNetwork, place: str | Path, training: Mapping[str, Any] | None = None) -> None:
     """Write a student as a folder: ``unet`` in diffusers' layout and its instructions, all safetensors.
 
-    It takes the place of an older student's, and of nothing else. What it was trained with is kept, for the reader.
+    What it was trained with is kept, for the reader.
     """
-    place = Path(place)
-    refuse_others(place)
-    with replacing(place) as draft:
+    with replacing(Path(place)) as draft:
         student.unet.save_pretrained(draft / "unet", safe_serialization=True)
         save_file({"instructions": student.instructions.cpu().contiguous()}, draft / INSTRUCTIONS)
         write_atomic(draft / TRAINING, json.dumps(dict(training or {}), indent=1) + "\n")
-
-
-def refuse_others(place: Path) -> None:
-    """Refuse a folder that exists and is not a student's."""
-    if place.exists() and not (place / INSTRUCTIONS).is_file():
-        raise UserError(f"{place}: holds something else than a trained student; name another folder")
 
 
 def load(place: str | Path, device: torch.device | str = "cpu") -> DistilledNetwork:
@@ -45,7 +40,7 @@ def load(place: str | Path, device: torch.device | str = "cpu") -> DistilledNetw
     place = Path(place)
     with reading(place, "train the student again, or name another folder"):
         kind = UNETS[json.loads((place / CONFIG).read_text(encoding="utf-8"))["_class_name"]]
-        unet = kind.from_pretrained(place / "unet", low_cpu_mem_usage=False, use_safetensors=True)
+        unet = pretrained.network(kind, place / "unet", "student")
         student = DistilledNetwork(unet, load_file(place / INSTRUCTIONS)["instructions"])
     return student.to(device).eval()
 
@@ -90,8 +85,9 @@ def train_on_folder(
     """
     if not targets:
         raise UserError("targets: none given; name an instruction and a target prompt for each task")
-    out = Path(out).expanduser()
-    refuse_others(out / "student")  # before the training, not after it
+    out = expanded(out, "out")
+    refuse_foreign(out / "student")  # before the training, not after it
+    gate.apart(out, images=images)
     y, instructions = (torch.cat([teacher.embed(text) for text in texts]) for texts in (targets.values(), targets))
     z = encoded(teacher, images, teacher.checked_size(size))
     left_out = max(1, round(held_out * len(z)))
@@ -101,7 +97,7 @@ def train_on_folder(
     held, kept = z[order[:left_out]], z[order[left_out:]]
     student = student_of(teacher.unet.unet, instructions).to(teacher.device)
     asked = {"source": source, "targets": dict(targets), "held_out": held_out}
-    asked |= {"teacher": fingerprint(teacher.unet.unet), "images": fingerprint(images)}
+    asked |= {"teacher": fingerprint(teacher.unet.unet), "images": of_images(expanded(images, "images"))}
     checkpoints: dict[str, Any] = {"folder": out / "training", "save_every": SAVE_EVERY, "parameters": asked}
     tasks = Tasks(y, teacher.embed(source), teacher.embed(""))
     with enough_memory("batch, or size, or take precision bf16"):
@@ -110,16 +106,10 @@ def train_on_folder(
     return Trained(student, kept, held, history)
 
 
-def fingerprint(what: Any) -> str:
-    """Return a digest of a network (the first weights of every tensor) or of an image folder (names, sizes, times).
-
-    A training that was begun with another one is refused by it, instead of being continued.
-    """
-    if isinstance(what, nn.Module):
-        marks = [value.detach().flatten()[:64].float().cpu().numpy().tobytes() for value in what.parameters()]
-    else:
-        found = [(file.name, file.stat()) for file in folder.image_files(Path(what).expanduser())]
-        marks = [f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode() for name, stat in found]
+def of_images(place: Path) -> str:
+    """Return a digest of an image folder (names, sizes, times): a training begun on another one is not continued."""
+    found = [(file.name, file.stat()) for file in folder.image_files(place)]
+    marks = [f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape") for name, stat in found]
     return hashlib.sha256(b"".join(marks)).hexdigest()[:16]
 
 

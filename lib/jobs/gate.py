@@ -1,0 +1,138 @@
+"""The gate: all that a job will read is opened, counted and checked before anything is written or computed."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lib.ground.folder import Read
+from lib.ground.nets import parameter_count
+from lib.jobs import estimate, hub
+from lib.jobs.hub import Source
+from lib.jobs.report import K
+from lib.jobs.settings import Settings
+from lib.record.files import MARK, UserError, expanded, foreign, listed, reading, refuse_foreign, refuse_occupied, shown
+from lib.record.parameters import usable
+from lib.worlds import judge
+
+SETTINGS = "job.json"
+REPLACED = ("model", "best", "samples")  # folders of a job that a later run makes anew
+
+
+class Opened(NamedTuple):
+    """What a job will read."""
+
+    source: Source
+    images: Read
+    reference: Read | None
+    found: dict[str, str]  # for the reader: a setting, what was found
+
+    def __str__(self) -> str:
+        """Return a line for each setting, and one for each thing to be known of it."""
+        notes = {"source": self.source.notes, "images": self.images.notes()}
+        notes["reference"] = self.reference.notes() if self.reference else []
+        lines = [f"{name:11}{what}" for name, what in self.found.items()]
+        lines += [f"note       {name}: {note}" for name, some in notes.items() for note in some]
+        return shown("\n".join(lines)).replace("\\n", "\n")
+
+
+def check(s: Settings) -> Opened:
+    """Open everything that a job reads, and look where it writes; nothing is written.
+
+    Raises
+    ------
+    UserError
+        The first fault: the setting, what was found, and what would be right.
+    """
+    apart(s.out, images=s.images, source=s.source, reference=s.reference, judge=s.judge)
+    begun = _output(s)
+    device = device_of(s)
+    source = hub.source(s.source, device if "WORLD_SIZE" in os.environ or s.processes == 1 else "cpu")
+    if source.adaptor:
+        raise UserError(f"source: {s.source} holds an adaptor; give the model that it was trained beside")
+    if s.judge:
+        judge.load_classifier(s.judge)
+    images = hub.target(s, source.shape)
+    reference = hub.target(s, source.shape, "reference") if s.reference else None
+    if reference and len(reference.names) < 2:
+        raise UserError(f"reference: 1 image in {s.reference}; distances of sets need 2, and better 2,048 or more")
+    needed, free = estimate.disk(s, source, len(images.names)), _free(s.out)
+    if needed > free + _size(s.out):
+        what = f"{s.out}: {free / 1e9:.2f} GB are free, and the job may need {needed / 1e9:.2f}"
+        raise UserError(f"out: {what}; free some, or name a folder on another disk")
+    few = f" (precision and recall need more than {K})" if reference and len(reference.names) <= K else ""
+    shape, millions = " x ".join(map(str, source.shape)), parameter_count(source.unet) / 1e6
+    found = {
+        "source": f"{s.source}: {shape}, {millions:.2f} M parameters, {source.schedule.T} noise levels",
+        "images": f"{s.images}: {len(images.names)}",
+        "reference": f"{s.reference}: {len(reference.names)}{few}" if reference else "none",
+        "device": f"{device.type}, processes {s.processes}, precision {s.precision}",
+        "out": f"{s.out}: {begun}; needs up to {needed / 1e9:.2f} GB of {free / 1e9:.2f} free",
+    }
+    return Opened(source, images, reference, found)
+
+
+def apart(out: Path, **inputs: str | Path) -> None:
+    """Refuse an output folder inside an input, and an input inside it; what is no path here is an id on the hub."""
+    here = out.resolve()
+    for name, given in inputs.items():
+        there = expanded(given, name).resolve() if given else None
+        if not there or not there.exists():
+            continue
+        if here == there or here in there.parents:
+            raise UserError(f"out: {out} holds what is to be read ({name}: {given}); name another folder")
+        if there in here.parents:
+            raise UserError(f"out: {out} lies inside what is to be read ({name}: {given}); name another folder")
+
+
+def device_of(s: Settings) -> torch.device:
+    """Return the device of this process of a job; a `UserError` if there are not as many GPUs as it asks for."""
+    if s.device != "auto":
+        usable(s.device)
+    if s.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if s.processes > torch.cuda.device_count():
+        raise UserError(f"processes: {s.processes} given, but this machine has {torch.cuda.device_count()} GPUs")
+    if s.precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise UserError("precision: 'bf16' given, which this GPU does not know; use 'no'")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def _output(s: Settings) -> str:
+    """Refuse a folder that is not this job's; say how far it is."""
+    out, path = s.out, s.out / SETTINGS
+    if shown(out) != str(out):
+        raise UserError(f"out: {out} is no name in UTF-8, as TensorBoard wants; name another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; name a folder")
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise UserError(f"out: {out}: {place} cannot be written to; name another folder")
+    if not (out / MARK).is_file():
+        if others := foreign(out):
+            raise UserError(f"out: {out} holds files, and no job ({listed(others)}); name a new or an empty folder")
+        return "new"
+    if "WORLD_SIZE" not in os.environ:
+        refuse_occupied(out)
+    for name in REPLACED:
+        refuse_foreign(out / name)
+    if not path.is_file():
+        return "new"
+    with reading(path, f"delete {out}, or choose another out"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in s.fixed.items():
+        if kept.get(name, value) != value:
+            text = f"'{name}' is {value!r} now, but the job in {out} was started with {kept[name]!r}"
+            raise UserError(f"{name}: {text}; use that value, or another out")
+    return "begun"
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
