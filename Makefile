@@ -26,6 +26,7 @@ setup: .venv/.ready  ## make .venv with the locked versions
 	@echo "installing the locked versions (several GB the first time)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@echo 'import lib' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/companion.pth  # before a user's own
 	@touch $@
 
 book: .venv/.ready  ## run every notebook that is not up to date, build the book

@@ -137,13 +137,13 @@ def contents() -> dict[str, Any]:
         return [{"file": page, "sections": inside} if inside else {"file": page}] if page in pages else inside
 
     papers = list(paper_pages())
-    fixed = ["start", "scorecard", "own_images"]
+    fixed = ["start", "scorecard", "own_images", "trouble"]
     pages_of = {FOLDERS.get(page, page) for page in pages}
     loose = [folder for folder in folders() if folder not in {*papers, *fixed, *pages_of}]
     parts = {
         "Start": ["start", "scorecard"],
         "Papers": papers + loose,
-        "Your own images": ["own_images"],
+        "Your own images": ["own_images", "trouble"],
         "Reference": sorted(pages - {*papers, *fixed}),
     }
     listed = [{"caption": part, "chapters": [c for page in of for c in chapters(page)]} for part, of in parts.items()]

@@ -105,8 +105,8 @@ def network(kind: Any, place: Path, parameter: str, remedy: str = AGAIN) -> Any:
     found = weights(place)
     if len(found) != 1:
         names = listed(file.name for file in found)
-        what = f"the variants {names}; keep one" if found else f"no weights; expected {NAME}.safetensors or .bin"
-        raise UserError(f"{parameter}: {place} holds {what}")
+        what = f"the variants {names}; keep one, or" if found else f"no weights; expected {NAME}.safetensors or .bin;"
+        raise UserError(f"{parameter}: {place} holds {what} {remedy}")
     options: dict[str, Any] = {"use_safetensors": ".safetensors" in found[0].name, "output_loading_info": True}
     variant = found[0].name.removeprefix(f"{NAME}.").split(".")[0]
     if variant not in ("safetensors", "bin"):

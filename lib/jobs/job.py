@@ -32,7 +32,18 @@ from lib.jobs.hub import Source
 from lib.jobs.settings import Settings, read_settings
 from lib.jobs.watch import Watch, best, save_weights
 from lib.papers.ant.adaptor import Adaptor
-from lib.record.files import MARK, UserError, occupied, reading, replacing, room, sweep, writable, write_atomic
+from lib.record.files import (
+    MARK,
+    UserError,
+    occupied,
+    reading,
+    replacing,
+    room,
+    sweep,
+    tell_of_another_lib,
+    writable,
+    write_atomic,
+)
 
 CLASSIFIER, METRICS = "classifier.safetensors", "metrics.json"
 SOURCE_STEPS = 50  # ancestral steps of the source's samples that the classifier learns from
@@ -211,6 +222,7 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise UserError("usage: python -m lib.jobs.job JOB.json")
+        tell_of_another_lib()
         run(read_settings(arguments[0]))
     except UserError as error:
         if int(os.environ.get("RANK", 0)) == 0:  # all processes come upon the same one

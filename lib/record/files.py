@@ -55,6 +55,13 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+def tell_of_another_lib() -> None:
+    """Say that a `lib` of the user's in the working directory is hidden by this one, which `make setup` puts first."""
+    there = [path for path in (Path("lib.py"), Path("lib/__init__.py")) if path.is_file()]
+    if there and Path("lib").resolve() != ROOT / "lib":
+        print(f"lib: {there[0].resolve()} is hidden here, `import lib` is this companion's; rename yours to use both")
+
+
 def expanded(path: str | Path, parameter: str) -> Path:
     """Return a path with ~ resolved; refuse one whose home nobody knows."""
     try:

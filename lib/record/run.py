@@ -18,7 +18,7 @@ from IPython.display import display
 from tqdm.auto import tqdm
 
 from lib.record import claims, show
-from lib.record.files import ROOT, SCHEMA, UserError, expanded, writable, write_atomic
+from lib.record.files import ROOT, SCHEMA, UserError, expanded, tell_of_another_lib, writable, write_atomic
 from lib.record.parameters import validate
 
 try:
@@ -57,6 +57,7 @@ class Run:
         self._began = time.perf_counter()
         self._entries = claims.load(ROOT / "claims.yaml")
         writable(self.folder)
+        tell_of_another_lib()
         torch.manual_seed(parameters.seed)
         np.random.seed(parameters.seed)
         shown = ", ".join(f"{name} = {value!r}" for name, value in vars(parameters).items())

@@ -139,7 +139,7 @@ def test_variants_and_shards(tiny, tmp_path):
     for name in ("ema", "shards"):
         assert equal(hub.source(tmp_path / name).unet, plain)
     plain.half().save_pretrained(tmp_path / "ema", variant="fp16")
-    with pytest.raises(UserError, match=r"the variants .*ema.safetensors, .*fp16.safetensors; keep one"):
+    with pytest.raises(UserError, match=r"the variants .*ema.safetensors, .*fp16.safetensors; keep one, or download"):
         hub.source(tmp_path / "ema")
     next((tmp_path / "shards").glob("*-of-*")).unlink()
     with pytest.raises(UserError, match=r"^[^\n]*; source: download or copy it again$"):

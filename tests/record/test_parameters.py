@@ -42,6 +42,7 @@ def namespace(**given):
         ({"rate": "1e-3"}, {"rate": 0.001}),
         ({"steps": "200"}, {"steps": 200}),
         ({"lambdas": "[0, 0.5]"}, {"lambdas": [0.0, 0.5]}),
+        ({"out": "[set] photos"}, {"out": "[set] photos"}),
         ({"lambdas": ["1e-1", 2]}, {"lambdas": [0.1, 2.0]}),
     ],
 )
@@ -58,6 +59,8 @@ def test_papermill_strings_are_coerced(given, expected):
     ("given", "words"),
     [
         ({"step": 5}, ["step: no such parameter", "did you mean 'steps'"]),
+        ({"out": 2024}, ["out: the number 2024 given where a text belongs", "-r"]),
+        ({"lambdas": "['it's']"}, ["lambdas: ['it's'] given, which is no list", "apostrophe twice", "-f"]),
         ({"zzz": 5}, ["zzz: no such parameter", "known: profile"]),
         ({"steps": -5}, ["steps: ", "-5", "greater than 0"]),
         ({"steps": 1.5}, ["steps: ", "1.5", "integer"]),

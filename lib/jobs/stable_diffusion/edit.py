@@ -199,6 +199,8 @@ def photographs(images: str | Path) -> list[Path]:
     """Return the image files that a user names: one, or a folder of them; what is left out is printed."""
     place = expanded(images, "images")
     if not place.is_dir():
+        if not place.is_file():
+            raise UserError(f"images: {place} does not exist; name a photograph, or a folder of them")
         return [place]
     files, left_out = folder.files_in(place, parameter="images")
     if left_out:

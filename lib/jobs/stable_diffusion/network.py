@@ -38,9 +38,10 @@ def save(student: DistilledNetwork, place: str | Path, training: Mapping[str, An
 def load(place: str | Path, device: torch.device | str = "cpu") -> DistilledNetwork:
     """Load a student written by `save`, in evaluation mode."""
     place = Path(place)
-    with reading(place, "train the student again, or name another folder"):
+    remedy = "train the student again, or name another folder"
+    with reading(place, remedy):
         kind = UNETS[json.loads((place / CONFIG).read_text(encoding="utf-8"))["_class_name"]]
-        unet = pretrained.network(kind, place / "unet", "student")
+        unet = pretrained.network(kind, place / "unet", "student", remedy)
         student = DistilledNetwork(unet, load_file(place / INSTRUCTIONS)["instructions"])
     return student.to(device).eval()
 

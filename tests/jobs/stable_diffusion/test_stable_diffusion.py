@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lib.ground import diffusion
+from lib.ground.pictures import picture
 from lib.jobs import hub
 from lib.jobs.stable_diffusion import edit as zero_shot, model as stable_diffusion, tiny as tiny_diffusion
 from lib.measures import clip as clips, perceptual
@@ -89,7 +90,7 @@ def test_prompts_are_embedded_as_by_diffusers(pair):
 
 def test_latents_are_scaled_posterior_means(pair, image):
     sd, pipeline = pair
-    images = torch.stack([zero_shot.prepare_image(image, 64), -zero_shot.prepare_image(image, 64)])
+    images = torch.stack([picture(image, 64), -picture(image, 64)])
     z = sd.encode(images, batch=1)
     assert_same(z, 0.18215 * pipeline.vae.encode(images).latent_dist.mean)
     large = 100 * z
@@ -179,7 +180,7 @@ def test_equal_prompts_leave_the_latent_bit_equal(pair, image):
     sd, _ = pair
     for prompt in ("House.", ""):
         done = zero_shot.edit(sd, image, prompt, prompt, iterations=3)
-        assert torch.equal(done.edit.z, sd.encode(zero_shot.prepare_image(image, 64)[None]))
+        assert torch.equal(done.edit.z, sd.encode(picture(image, 64)[None]))
         assert_same(done.images[0], done.images[-1])
 
 
@@ -187,7 +188,7 @@ def test_equal_prompts_leave_the_latent_bit_equal(pair, image):
 def test_savings_do_not_change_the_edit(pair, image, source, evaluations):
     sd, _ = pair
     done = zero_shot.edit(sd, image, "Igloo.", source, iterations=2)
-    z_hat = sd.encode(zero_shot.prepare_image(image, 64)[None])
+    z_hat = sd.encode(picture(image, 64)[None])
     y, y_hat, null = (sd.embed(text) for text in ("Igloo.", source, ""))
     plain = dds.edit(sd.model, sd.schedule, z_hat, y, y_hat, null, iterations=2)
     assert_same(done.edit.z, plain.z, steps=2)
@@ -222,7 +223,7 @@ def test_what_an_edit_returns(sd, image):
     assert done.images.shape == (3, 3, 64, 64)
     torch.testing.assert_close(done.images, sd.decode(done.edit.trajectory[[0, 5, 10], 0]))
     assert done.image.size == (64, 64)
-    torch.testing.assert_close(zero_shot.prepare_image(done.image, 64), done.images[-1], rtol=0, atol=1 / 255)
+    torch.testing.assert_close(picture(done.image, 64), done.images[-1], rtol=0, atol=1 / 255)
     update, accumulated = done.maps(10)
     assert update.shape == accumulated.shape == (64, 64)
     torch.testing.assert_close(accumulated[::2, ::2], (done.edit.z - done.edit.trajectory[0]).norm(dim=1)[0])
@@ -238,7 +239,7 @@ def test_other_sizes_and_a_frame_for_every_iteration(sd, image):
 
 def test_sdedit_starts_at_the_strength(sd, image):
     weak, strong, full = zero_shot.sdedit(sd, image, "Igloo.", [0.25, 0.75, 1.0], steps=8)
-    z = sd.encode(zero_shot.prepare_image(image, 64)[None])
+    z = sd.encode(picture(image, 64)[None])
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     guided = sd.guided("Igloo.", 7.5)
     for start, got in ((250, weak), (750, strong), (875, full)):
@@ -273,40 +274,59 @@ def test_images_of_every_kind_are_prepared(tmp_path, capsys, image):
     half = Image.new("RGBA", (9, 7), (255, 0, 0, 255))
     half.paste((0, 0, 0, 0), (0, 0, 9, 3))
     half.save(tmp_path / "alpha.png")
-    x = zero_shot.prepare_image(tmp_path / "alpha.png", 8)
+    x = picture(tmp_path / "alpha.png", 8)
     assert x.shape == (3, 8, 8)
     assert torch.equal(x[:, 0], torch.ones(3, 8))  # transparent: white
     torch.testing.assert_close(x[:, -1], torch.tensor([1.0, -1.0, -1.0])[:, None].expand(3, 8))
     assert "smaller than 8 x 8 and were enlarged" in capsys.readouterr().out
-    assert torch.equal(zero_shot.prepare_image(half, 8), x)
+    assert torch.equal(picture(half, 8), x)
     deep = Image.fromarray((torch.arange(64).reshape(8, 8) * 1000).numpy().astype("uint16"))
     expected = (torch.arange(64).reshape(8, 8) * 1000 / 257).round() / 127.5 - 1
-    torch.testing.assert_close(zero_shot.prepare_image(deep, 8), expected.expand(3, -1, -1))
+    torch.testing.assert_close(picture(deep, 8), expected.expand(3, -1, -1))
     for mode in ("1", "L", "LA", "P", "CMYK", "YCbCr"):
-        assert zero_shot.prepare_image(Image.new("RGB", (11, 13), "white").convert(mode), 8).min() > 0.95
+        assert picture(Image.new("RGB", (11, 13), "white").convert(mode), 8).min() > 0.95
     turned = Image.new("L", (16, 8))
     turned.paste(255, (0, 0, 8, 8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     turned.save(tmp_path / "turned.png", exif=exif)
-    upright = zero_shot.prepare_image(tmp_path / "turned.png", 8)
+    upright = picture(tmp_path / "turned.png", 8)
     with Image.open(tmp_path / "turned.png") as opened:
-        assert torch.equal(zero_shot.prepare_image(opened, 8), upright)
+        assert torch.equal(picture(opened, 8), upright)
     assert upright[:, 0].min() == 1
     assert upright[:, -1].max() == -1
-    assert torch.equal(zero_shot.prepare_image(image, 64), image[:, :, 13:77])
-    assert zero_shot.prepare_image(image[:1], 32).shape == (3, 32, 32)
+    assert torch.equal(picture(image, 64), image[:, :, 13:77])
+    assert picture(image[:1], 32).shape == (3, 32, 32)
 
 
 def test_images_that_do_not_do_are_refused(sd, image, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    with pytest.raises(UserError, match=r"cannot be read: torn.png \(no image\)"):
+    with pytest.raises(UserError, match=r"^image: torn\.png \(no image\)"):
         zero_shot.edit(sd, tmp_path / "torn.png", "Igloo.")
-    with pytest.raises(UserError, match=r"image: file .*none.png does not exist"):
+    with pytest.raises(UserError, match=r"^image: .*none\.png does not exist"):
         zero_shot.edit(sd, tmp_path / "none.png", "Igloo.")
     for wrong in (image[:2], image[None], torch.full_like(image, torch.nan), image[:, :0]):
         with pytest.raises(UserError, match="image: tensor"):
             zero_shot.edit(sd, wrong, "Igloo.")
+    with pytest.raises(UserError, match=r"^image: NoneType given; give a file"):
+        zero_shot.edit(sd, None, "Igloo.")
+
+
+def test_an_array_is_edited_as_its_picture_is(sd):
+    array = (torch.arange(64 * 64 * 3) % 251).reshape(64, 64, 3).byte().numpy()
+    array_, picture_ = (zero_shot.edit(sd, x, "Igloo.", iterations=2).edit.z for x in (array, Image.fromarray(array)))
+    assert torch.equal(array_, picture_)
+
+
+def test_photographs_are_looked_for_before_anything_is_loaded(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"^images: folder .* holds no image; expected files such as \.png or \.jpg$"):
+        zero_shot.photographs(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    assert zero_shot.photographs(tmp_path) == [tmp_path / "a.png"]
+    assert capsys.readouterr().out == "left out: notes.txt (no image)\n"
+    with pytest.raises(UserError, match=r"^images: .*b\.png does not exist"):
+        zero_shot.photographs(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +337,9 @@ def test_images_that_do_not_do_are_refused(sd, image, tmp_path):
         ({"prompt": "Igloo.", "size": 50}, "size: 50 given; .* multiples of 4 pixels, such as 48 or 52"),
         ({"prompt": "Igloo.", "size": 0}, "size: 0 given; .* such as 4 or 8"),
         ({"prompt": "Igloo.", "frames": 1}, "frames: 1 given"),
+        ({"prompt": None}, "prompt: None given; give a text"),
+        ({"prompt": "Igloo.", "source_prompt": None}, "prompt: None given; give a text, '' for the empty prompt"),
+        ({"prompt": "Igloo.", "iteration": 5}, "iteration: no such option; did you mean 'iterations'"),
         ({"prompt": "Igloo.", "eta": "fast"}, "eta: 'fast' is not a step size"),
         ({"prompt": "Igloo.", "eta": 1e30, "iterations": 5}, "not finite from iteration .*lower eta or omega.*32 bit"),
     ],

@@ -179,7 +179,7 @@ def test_stopped_and_resumed_training_ends_with_the_same_weights(tmp_path):
     whole = trained(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "parts", stop)
-    assert (tmp_path / "parts" / "step-000003").is_dir()
+    assert (tmp_path / "parts" / "step-000004").is_dir()
     for name, value in trained(tmp_path / "parts").items():
         assert torch.equal(value, whole[name]), name
 
@@ -261,7 +261,9 @@ def test_missing_and_damaged_files_are_named(tmp_path, name):
     dds_network_files.save(student_of(class_unet(), TASKS.y), place)
     whole = (place / name).read_bytes()
     (place / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"student: truncated or damaged .*; train the student again, or name another"):
+    with pytest.raises(
+        UserError, match=r"truncated or damaged .*; (student: )?train the student again, or name another"
+    ):
         dds_network_files.load(place)
     (place / name).unlink()
     with pytest.raises(UserError, match=r"student: .*; train the student again, or name another folder"):
@@ -270,7 +272,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, name):
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds something else than a trained student; name another folder"):
+    with pytest.raises(UserError, match="holds what no run made"):
         dds_network_files.save(student_of(class_unet(), TASKS.y), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
@@ -284,10 +286,11 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
     for i in range(5):
         pixels = torch.randint(256, (40, 48, 3), generator=torch.Generator().manual_seed(i)).byte().numpy()
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    return tmp_path
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{i}.png")
+    return tmp_path / "pictures"
 
 
 TARGETS = {"Change to a lion.": "Photo of a lion.", "Change to a dog.": "Photo of a dog."}
@@ -336,7 +339,8 @@ def test_teachers_are_told_apart(tiny):
 
 def test_a_folder_of_something_else_is_refused_before_the_training(tiny, pictures, tmp_path):
     (tmp_path / "out" / "student").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds something else than a trained student"):
+    (tmp_path / "out" / "student" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds what no run made"):
         dds_network_files.train_on_folder(tiny, pictures, tmp_path / "out", "Photo of a cat.", TARGETS, QUICK)
     assert not (tmp_path / "out" / "training").exists()
 
@@ -365,5 +369,5 @@ def test_bad_folders_and_prompts_of_the_user_are_named(tiny, pictures, tmp_path)
     with pytest.raises(UserError, match=r"images: 1 in .*; give 2 or more"):
         call(pictures)
     (pictures / "0.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"1 of 1 files in .* cannot be read: 0.png"):
+    with pytest.raises(UserError, match=r"1 of 1 files cannot be read: 0\.png"):
         call(pictures)
