@@ -6,10 +6,11 @@ CORES ?= all
 UV := uv==0.13.8
 BIN := .venv/bin
 TESTS ?= tests
+MOMENTS ?= 12
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
-.PHONY: help setup book test lab preview refresh compare claims bench lint unit nbval book-check lock
+.PHONY: help setup book test kills lab preview refresh compare claims bench lint unit nbval book-check lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +50,9 @@ claims: .venv/.ready  ## one line a claim: id, profile, verdict, expected, measu
 
 bench: .venv/.ready  ## timings: loop, measures, steps of ANT and SDFT, sampling, DDS
 	@$(BIN)/python -m tools.bench
+
+kills: .venv/.ready  ## kill jobs at MOMENTS random moments: what they end with must not change
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tools.bench_kills --moments $(MOMENTS)
 
 test: lint unit nbval book-check  ## everything that is checked, in minutes
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 
 from lib.ground import checkpoint
 from lib.ground.checkpoint import History, State
-from lib.record.files import UserError, writable
+from lib.record.files import UserError, occupied, writable
 
 __all__ = ["History", "train"]
 
 Values = Mapping[str, float | Tensor]
 FETCH = 10  # steps after which losses are read from the device
+LATEST = 600.0  # seconds after which a run that saves at all saves, however slow its steps
 
 
 def train(
@@ -60,7 +61,8 @@ def train(
     ema
         Decay of the exponential moving average for each network that is to have one.
     folder
-        Where checkpoints go: at the end, at Ctrl-C and every `save_every` steps (0: not in between).
+        Where checkpoints go: at the end, at Ctrl-C and every `save_every` steps or ten minutes (0: not in
+        between). One run at a time.
     on_step
         ``on_step(i, history)`` after step i = 1, ..., steps, in every process, when that step is saved if it is to
         be. A resumed run begins with it for the step that it resumes from: it is done again, or for the first time.
@@ -96,7 +98,8 @@ def train(
     generator, shared = torch.Generator().manual_seed(own), json.loads(json.dumps(settings, default=str))
     history = History(ema=averages)
     run = State(modules, optimizers, ema, generator, shared, place, history, accelerator, rank, processes)
-    with torch.random.fork_rng(devices=checkpoint.cuda_devices(modules)):
+    lock = occupied(place) if place and rank == 0 else nullcontext()
+    with lock, torch.random.fork_rng(devices=checkpoint.cuda_devices(modules)):
         torch.manual_seed(own)
         checkpoint.resume(run, steps)
         _loop(run, step, sample, steps, save_every, on_step)
@@ -110,7 +113,7 @@ def stream(seed: int, rank: int) -> int:
 
 
 def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: int, on_step: Callable | None) -> None:
-    history, began = run.history, time.perf_counter() - run.history.seconds
+    history, began, saved = run.history, time.perf_counter() - run.history.seconds, time.monotonic()
     live = {name: [p.detach() for p in run.modules[name].parameters()] for name in run.decays}
     pairs = [(list(history.ema[name].values()), live[name], 1 - decay) for name, decay in run.decays.items()]
     quiet: dict[str, Any] = {"disable": True} if run.rank else {}  # else as TQDM_DISABLE says
@@ -128,39 +131,42 @@ def _loop(run: State, step: Callable, sample: Callable, steps: int, save_every: 
             run.step += 1
             history.seconds = time.perf_counter() - began
             due = run.step == steps or bool(save_every and run.step % save_every == 0)
-            stop = False
+            stop = late = False
             if due or run.step % FETCH == 0:
-                stop = _fetch(waiting, interrupted.is_set(), run)
+                late = bool(save_every) and time.monotonic() - saved > LATEST
+                stop, late = _fetch(waiting, [interrupted.is_set(), late], run)
                 recent = {name: fmean(values[-50:]) for name, values in history.values.items()}
                 bar.set_postfix(recent, refresh=False)
-            if due:
+            if due or late:
                 checkpoint.save(run)
+                saved = time.monotonic()
             if on_step:
                 on_step(run.step, history)
             bar.update()
             stop |= interrupted.is_set() and run.processes == 1  # several processes have to agree first, in `_fetch`
             if stop:
-                if not due:
-                    _fetch(waiting, stop, run)
+                if not (due or late):
+                    _fetch(waiting, [stop, late], run)
                     checkpoint.save(run)
                 raise KeyboardInterrupt
 
 
-def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
-    """Move the values of some steps into the history, their mean over the processes; return whether any is to stop.
+def _fetch(waiting: list[Values], flags: list[bool], run: State) -> list[bool]:
+    """Move the values of some steps into the history, their mean over the processes; return flags that any has set.
 
     One read for all, because a GPU stops for each.
     """
     if not waiting:
-        return stop
+        return flags
     names = list(waiting[0])
     device = next((v.device for v in waiting[0].values() if isinstance(v, Tensor)), torch.device("cpu"))
     values = [torch.as_tensor(v, dtype=torch.float64, device=device) for w in waiting for v in w.values()]
     rows = torch.stack(values).reshape(len(waiting), -1)  # (steps, values)
     if run.accelerator and run.processes > 1:
-        flag = torch.full_like(rows[:1], float(stop))
-        every = run.accelerator.gather(torch.cat([flag, rows]).to(run.accelerator.device)[None]).cpu()
-        stop, every = bool(every[:, 0].any()), every[:, 1:]  # (processes, steps, values)
+        set_ = [torch.full_like(rows[:1], float(flag)) for flag in flags]
+        every = run.accelerator.gather(torch.cat([*set_, rows]).to(run.accelerator.device)[None]).cpu()
+        flags = every[:, : len(flags), 0].any(0).tolist()
+        every = every[:, len(flags) :]  # (processes, steps, values)
     else:
         every = rows.cpu()[None]
     for rank, i, k in (~every.isfinite()).nonzero().tolist()[:1]:
@@ -170,7 +176,7 @@ def _fetch(waiting: list[Values], stop: bool, run: State) -> bool:
     for name, column in zip(names, every.mean(0).T.tolist(), strict=True):
         run.history.values.setdefault(name, []).extend(column)
     waiting.clear()
-    return stop
+    return flags
 
 
 @contextmanager

@@ -14,7 +14,18 @@ from lib.jobs import estimate, hub
 from lib.jobs.hub import Source
 from lib.jobs.report import K
 from lib.jobs.settings import Settings
-from lib.record.files import MARK, UserError, expanded, foreign, listed, reading, refuse_foreign, refuse_occupied, shown
+from lib.record.files import (
+    MARK,
+    ROOT,
+    UserError,
+    expanded,
+    foreign,
+    listed,
+    reading,
+    refuse_foreign,
+    refuse_occupied,
+    shown,
+)
 from lib.record.parameters import usable
 from lib.worlds import judge
 
@@ -34,9 +45,9 @@ class Opened(NamedTuple):
         """Return a line for each setting, and one for each thing to be known of it."""
         notes = {"source": self.source.notes, "images": self.images.notes()}
         notes["reference"] = self.reference.notes() if self.reference else []
-        lines = [f"{name:11}{what}" for name, what in self.found.items()]
+        lines = [f"{name:11}{what}".replace(f"{ROOT}{os.sep}", "") for name, what in self.found.items()]
         lines += [f"note       {name}: {note}" for name, some in notes.items() for note in some]
-        return shown("\n".join(lines)).replace("\\n", "\n")
+        return "\n".join(map(shown, lines))
 
 
 def check(s: Settings) -> Opened:

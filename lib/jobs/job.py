@@ -65,9 +65,10 @@ def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
         What `lib.jobs.gate.check` refuses; another job in ``out``; disk or memory full; training failed.
     """
     member = "WORLD_SIZE" in os.environ
-    opened = opened or check(s)
-    if not member:
-        print(opened)
+    if not opened:
+        opened = check(s)
+        if not member:
+            print(opened)
     if finished := _finished(s, opened):
         print(f"{s.out}: this job is finished; set another out to do it again")
         return finished
@@ -82,10 +83,11 @@ def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
     return json.loads((s.out / METRICS).read_text(encoding="utf-8"))
 
 
-def anew(s: Settings) -> dict[str, Any]:
+def anew(s: Settings, opened: Opened) -> dict[str, Any]:
     """Do a job from its beginning, and put its folder in the place of an earlier one's."""
+    opened = opened._replace(images=opened.images._replace(kept=None))
     with replacing(s.out) as draft:
-        return run(s.model_copy(update={"out": draft}))
+        return run(s.model_copy(update={"out": draft}), opened)
 
 
 def _begin(s: Settings, opened: Opened) -> None:

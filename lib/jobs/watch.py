@@ -49,14 +49,18 @@ class Watch:
         if not self.writer:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self.writer = SummaryWriter(str(self.logs), purge_step=i)  # a resumed run replaces what it does again
-            self.history, self.logged = history, i - 1
+            again = i == 1 or self._due(i, self.grid_every) or self._due(i, self.score_every)
+            self.history, self.logged = history, i - again  # a resumed run replaces what it does again, and no more
+            self.writer = SummaryWriter(str(self.logs), purge_step=self.logged + 1)
         self._curves(history)
         with self._averaged(history):
-            if self.grid and (i % self.grid_every == 0 or i == self.last):
+            if self.grid and self._due(i, self.grid_every):
                 self._draw(i, self.grid())
-            if self.score and (i % self.score_every == 0 or i == self.last):
+            if self.score and self._due(i, self.score_every):
                 self._judge(i, float(self.score()))
+
+    def _due(self, i: int, every: int) -> bool:
+        return i == self.last or (bool(every) and i % every == 0)
 
     def close(self) -> None:
         """Write the rest of the curves: losses come from the device some steps late."""

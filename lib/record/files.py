@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -182,8 +182,10 @@ def _alone_with(file: IO[str], folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        what = f"a job is running in {folder} ({file.read()})"
-        raise UserError(f"out: {what}; wait for its end, or choose another out") from None
+        what = f"{folder}: a job is running in it ({file.read()})"
+        raise UserError(f"{what}; wait for its end, or name another folder") from None
+    except OSError:
+        pass  # a disk over the network that knows no locks
 
 
 @contextmanager
@@ -195,8 +197,9 @@ def occupied(folder: Path, member: bool = False) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} of {platform.node()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
             file.flush()
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(OSError):
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 

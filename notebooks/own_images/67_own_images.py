@@ -122,7 +122,7 @@ print(estimate.estimate(chosen, opened.source))
 # touched the GPU cannot be split.
 
 # %%
-result = job.anew(chosen) if anew else job.run(chosen, opened)
+result = job.anew(chosen, opened) if anew else job.run(chosen, opened)
 
 # %% [markdown]
 # ## Result

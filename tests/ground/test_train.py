@@ -173,7 +173,7 @@ def test_a_longer_run_continues_a_shorter_one_bit_for_bit(tmp_path, whole, stop)
     for p in [*job.first.parameters(), *job.second.parameters()]:
         p.data.zero_()  # all of it must come from the checkpoint
     assert_same_run(job, job.train(folder=tmp_path), *whole)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000020"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["step-000020"]
 
 
 def test_saving_changes_nothing_in_the_run(tmp_path, whole):
@@ -367,6 +367,24 @@ def test_a_step_is_saved_before_it_is_looked_at_and_looked_at_again_after_a_resu
     assert seen == [1, 2, 3, 4, 4, 5, 6]
 
 
+def test_slow_steps_are_saved_by_the_clock(tmp_path, monkeypatch):
+    whole = Job()
+    history = whole.train(25)
+    monkeypatch.setattr(loop, "LATEST", 0.0)
+
+    def die(i, history):
+        if i == 15:
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        Job().train(25, folder=tmp_path, save_every=1000, on_step=die)
+    assert loop.checkpoint.newest(tmp_path).name == "step-000010"
+    job = Job()
+    found = job.train(25, folder=tmp_path, save_every=1000)
+    assert found.values == history.values
+    assert same(job.first.state_dict(), whole.first.state_dict())
+
+
 def test_no_process_shares_its_random_numbers_with_one_of_another_seed():
     drawn = [loop.stream(seed, rank) for seed in range(30) for rank in range(8)]
     assert len(set(drawn)) == len(drawn)
@@ -390,7 +408,7 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on_later(tmp_path, whole, inter
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         job.train(step=step, folder=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000007"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["step-000007"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     again = Job()
     assert_same_run(again, again.train(folder=tmp_path), *whole)
@@ -417,7 +435,7 @@ def test_second_ctrl_c_stops_inside_the_step(tmp_path, interrupts):
 
     with pytest.raises(KeyboardInterrupt):
         Job().train(step=step, folder=tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), torch.tensor(float("nan"))])
@@ -461,7 +479,7 @@ def test_bad_weights_behind_a_finite_loss_are_never_saved(tmp_path, whole):
 def test_error_in_a_step_keeps_the_last_checkpoint(tmp_path, whole):
     with pytest.raises(RuntimeError, match="boom"):
         Job().train(folder=tmp_path, save_every=4, on_step=stop_at(10, RuntimeError("boom")))
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000008"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["step-000008"]
     job = Job()
     assert_same_run(job, job.train(folder=tmp_path), *whole)
 

@@ -251,13 +251,13 @@ def test_nan_in_one_process_stops_both_and_keeps_the_last_good_checkpoint(run, t
     assert codes == [2, 2], logs
     for log in logs:
         assert re.search(r"step 7: 'loss' is nan in process 1; .* last good checkpoint is .*step-000006", one_line(log))
-    assert [p.name for p in (tmp_path / "a" / "run").iterdir()] == ["step-000006"]
+    assert [p.name for p in (tmp_path / "a" / "run").glob("[!.]*")] == ["step-000006"]
 
 
 def test_sigterm_to_one_process_stops_both_at_the_same_step_and_other_settings_are_refused(run, tmp_path):
     codes, logs = run("job", term=5)
     assert codes == [3, 3], logs
-    saved = [p.name for p in (tmp_path / "a" / "run").iterdir()]
+    saved = [p.name for p in (tmp_path / "a" / "run").glob("[!.]*")]
     assert saved in (["step-000005"], ["step-000006"])  # caught before or after the processes talk in step 5
     codes, logs = run("job", lr=2e-2)
     assert codes == [2, 2], logs
@@ -266,7 +266,7 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step_and_other_settings_a
     assert codes == [2], logs
     text = "'processes' is 1 in this run, but the checkpoint was made with 2; use that value or another folder"
     assert text in one_line(logs[0])
-    assert [p.name for p in (tmp_path / "a" / "run").iterdir()] == saved
+    assert [p.name for p in (tmp_path / "a" / "run").glob("[!.]*")] == saved
     codes, logs = run("job")
     assert codes == [0, 0], logs
     run("job", name="whole")

@@ -123,7 +123,7 @@ def test_a_folder_of_somebody_else_is_refused(source, pictures, tmp_path):
     assert (out / "thesis.txt").read_text() == "mine"
     (out / "samples" / "mine.png").write_bytes(b"")
     with pytest.raises(UserError, match="holds what no run made"):
-        job.anew(s)
+        job.anew(s, gate.check(s))
     assert (out / "samples" / "mine.png").exists()
 
 
@@ -188,6 +188,15 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on(source, pictures, tmp_path,
         assert not list(s.out.rglob(".companion-*"))
 
 
+def test_too_little_memory_is_one_line_on_a_cpu_too(source, pictures, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(job.methods, "student", full)
+    with pytest.raises(UserError, match="^out of memory: lower batch, or take accumulate, precision bf16$"):
+        job.run(made(source, pictures, tmp_path / "out"))
+
+
 def test_two_jobs_in_one_folder(source, pictures, tmp_path):
     s = made(source, pictures, tmp_path / "out")
     job.run(s)
@@ -198,7 +207,7 @@ def test_two_jobs_in_one_folder(source, pictures, tmp_path):
     )
     assert other.stdout.readline() == b"in\n"
     again = s.model_copy(update={"steps": 2})
-    with pytest.raises(UserError, match=rf"^out: a job is running in .* \(process {other.pid} of .*, since 2"):
+    with pytest.raises(UserError, match=rf"out: a job is running in it \(process {other.pid} of .*, since 2"):
         job.run(again)
     other.kill()
     other.wait()

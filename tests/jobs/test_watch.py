@@ -79,7 +79,7 @@ def test_lowest_score_is_kept_beside_the_last_checkpoint_also_over_a_restart(tmp
     kept, step, score = best(tmp_path)
     assert (step, score) == (6, 0.5)
     assert same(kept, states[6])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", "logs", "step-000007"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["best", "logs", "step-000007"]
 
 
 def test_a_new_run_forgets_the_best_of_one_that_never_came_to_a_checkpoint(tmp_path):

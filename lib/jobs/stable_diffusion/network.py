@@ -18,7 +18,7 @@ from lib.ground.train import History
 from lib.jobs import gate
 from lib.jobs.stable_diffusion.model import StableDiffusion
 from lib.papers.dds.network import PAPER, UNETS, DistilledNetwork, Settings, Tasks, student_of, train_network
-from lib.record.files import UserError, expanded, reading, refuse_foreign, replacing, write_atomic
+from lib.record.files import UserError, expanded, reading, refuse_foreign, replacing, room, write_atomic
 
 CONFIG, INSTRUCTIONS, TRAINING = "unet/config.json", "instructions.safetensors", "training.json"
 SAVE_EVERY = 1000  # iterations between checkpoints
@@ -101,7 +101,7 @@ def train_on_folder(
     asked |= {"teacher": fingerprint(teacher.unet.unet), "images": of_images(expanded(images, "images"))}
     checkpoints: dict[str, Any] = {"folder": out / "training", "save_every": SAVE_EVERY, "parameters": asked}
     tasks = Tasks(y, teacher.embed(source), teacher.embed(""))
-    with enough_memory("batch, or size, or take precision bf16"):
+    with room(out), enough_memory("batch, or size, or take precision bf16"):
         history = train_network(student, teacher.model, teacher.schedule, kept, tasks, settings, seed, **checkpoints)
     save(student, out / "student", asdict(settings) | asked | {"seed": seed, "seconds": round(history.seconds, 1)})
     return Trained(student, kept, held, history)

@@ -472,3 +472,19 @@ def test_the_papers_prompts():
         "An elephant roller skating in the city."
     ]
     assert sum(row.source == "" for row in zero_shot.PROMPTS) == 6
+
+
+def test_a_device_that_is_not_there_is_refused_before_gigabytes_are_read(tmp_path):
+    with pytest.raises(UserError, match=r"^device: 'cuda' given, but this machine offers none"):
+        stable_diffusion.load(tmp_path / "nothing is here", "cuda")
+
+
+def test_files_of_a_variant_are_read(sd, folders, tmp_path):
+    shutil.copytree(folders["epsilon"], tmp_path / "half")
+    for part in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        path = tmp_path / "half" / f"{part}.safetensors"
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    found = stable_diffusion.load(tmp_path / "half")
+    assert torch.equal(found.embed("A cat."), sd.embed("A cat."))
+    same = zip(found.unet.unet.parameters(), sd.unet.unet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
