@@ -85,8 +85,8 @@ def build(sources: Sources) -> Path:
         # A page that was read with a warning would not warn again: forget what was read.
         shutil.rmtree(sources.built / "_build", ignore_errors=True)
         lines = warnings or output.splitlines()[-15:]
-        shown = "\n".join(line.replace(f"{sources.staged}/", "") for line in lines)
-        raise UserError(f"the build failed, full output in {log.relative_to(ROOT)}:\n{shown}")
+        print(*(line.replace(f"{sources.staged}/", "") for line in lines), sep="\n", file=sys.stderr)
+        raise UserError(f"the build failed for what stands above, full output in {log.relative_to(ROOT)}")
     write_if_changed(stamp, json.dumps(now).encode())
     return page
 

@@ -139,7 +139,7 @@ def _finished(s: Settings, opened: Opened) -> dict[str, Any] | None:
         metrics = json.loads((s.out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = metrics["settings"] == s.model_dump(mode="json") and metrics["inputs"] == _inputs(opened)
+    same = metrics["settings"] == s.model_dump(mode="json") and metrics.get("inputs") == _inputs(opened)
     return metrics if same and (s.out / "model").is_dir() else None
 
 

@@ -24,6 +24,7 @@ from lib.record.parameters import explain
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
 OptionalFloat, OptionalStr = NonNegativeFloat | None, str | None
 
+Given = Annotated[str, Field(min_length=1)]
 Method = Literal["naive", "SDFT", "adaptor", "ANT without noise", "ANT"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -47,8 +48,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = "SDFT"
-    source: str  # folder of diffusers, or id on the hub
-    images: str  # folder, data set on disk, or id of a data set
+    source: Given  # folder of diffusers, or id on the hub
+    images: Given  # folder, data set on disk, or id of a data set
     out: Annotated[Path, AfterValidator(lambda path: expanded(path, "out"))]  # folder for all results
     reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     split: str = "train"  # of a data set

@@ -190,7 +190,7 @@ def _alone_with(file: IO[str], folder: Path) -> None:
 
 @contextmanager
 def occupied(folder: Path, member: bool = False) -> Iterator[None]:
-    """Hold `folder` for a job: a second one is refused as long as any process of the first, its `member`s, lives."""
+    """Hold `folder` for a job: a second one is refused as long as any process of the first lives, each a `member`."""
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
         if not member:
             _alone_with(file, folder)

@@ -193,7 +193,7 @@ def test_too_little_memory_is_one_line_on_a_cpu_too(source, pictures, tmp_path, 
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(job.methods, "student", full)
-    with pytest.raises(UserError, match="^out of memory: lower batch, or take accumulate, precision bf16$"):
+    with pytest.raises(UserError, match=r"^out of memory: lower batch, or take accumulate, precision bf16$"):
         job.run(made(source, pictures, tmp_path / "out"))
 
 

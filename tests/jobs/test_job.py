@@ -112,7 +112,7 @@ def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         job.run(settings(method="SDFT", out=str(stopped), **given))
     assert not (stopped / "model").exists()
-    assert list((stopped / "checkpoints").glob("step-000002"))
+    assert list((stopped / "checkpoints").glob("step-000003"))
     monkeypatch.setattr(finetune, "train", loop)
     job.run(settings(method="SDFT", out=str(stopped), **given))
     assert equal(weights(whole[0]), weights(stopped))
@@ -272,6 +272,7 @@ def test_operations_are_counted_by_hand():
         ({"batch": 6, "processes": 2, "accumulate": 2}, "batch: 6 given; a multiple of processes x accumulate = 4"),
         ({"ema": 1.0}, "ema: 1.0 given"),
         ({"lr": math.nan}, "lr: nan given"),
+        ({"images": ""}, "images: '' given"),
     ],
 )
 def test_wrong_settings_are_named(given, change, message):

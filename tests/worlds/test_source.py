@@ -73,7 +73,7 @@ def test_interrupted_training_is_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         source.source_model(tmp_path / "source", **TINY)
     assert not (tmp_path / "source").exists()
-    assert list((tmp_path / ".source.training").glob("step-000001"))
+    assert list((tmp_path / ".source.training").glob("step-000002"))
     monkeypatch.setattr(source, "train", train)
     resumed, _ = source.source_model(tmp_path / "source", **TINY)
     for name, value in whole.state_dict().items():
@@ -111,7 +111,7 @@ def test_missing_and_damaged_folders(tmp_path):
     (folder / WEIGHTS).write_bytes(whole)
     config = json.loads((folder / "unet/config.json").read_text())
     (folder / "unet/config.json").write_text(json.dumps(config | {"block_out_channels": [16, 32]}))
-    with pytest.raises(UserError, match="source: weights have other shapes"):
+    with pytest.raises(UserError, match="weights have other shapes; source model: delete"):
         source.load(folder)
     (folder / "scheduler/scheduler_config.json").unlink()
     with pytest.raises(UserError, match=r"scheduler_config\.json is missing"):
