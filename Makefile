@@ -27,7 +27,9 @@ setup: .venv/.ready  ## make .venv with the locked versions
 	@echo "installing the locked versions (several GB the first time)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@echo 'import lib' > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/companion.pth  # before a user's own
+	@# A user's own `lib` in the working directory does not hide this one; another checkout's does.
+	@echo 'import os; os.path.exists("lib/record/files.py") or __import__("lib")' \
+	  > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/companion.pth
 	@touch $@
 
 book: .venv/.ready  ## run every notebook that is not up to date, build the book

@@ -22,7 +22,7 @@ from lib.ground import diffusion, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.nets import eps_model, seeded, small_unet
 from lib.ground.train import train
-from lib.record.files import UserError, alone, replacing, write_atomic
+from lib.record.files import DRAFT, UserError, alone, replacing, write_atomic
 from lib.worlds import digits as data
 from lib.worlds.judge import Classifier, load_classifier, save_classifier, train_classifier
 
@@ -189,7 +189,7 @@ def _artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path
             raise UserError(f"{folder}: {SETTINGS} is missing or damaged; delete the folder, or name another one")
         if found == settings:
             return
-        checkpoints = folder.with_name(f".{folder.name}.training")
+        checkpoints = folder.with_name(f"{DRAFT}{folder.name}.training")
         if _kept(checkpoints / SETTINGS) != settings:  # of a run with other settings, stopped half-way
             shutil.rmtree(checkpoints, ignore_errors=True)
         write_atomic(checkpoints / SETTINGS, json.dumps(settings))

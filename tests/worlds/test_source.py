@@ -73,7 +73,7 @@ def test_interrupted_training_is_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         source.source_model(tmp_path / "source", **TINY)
     assert not (tmp_path / "source").exists()
-    assert list((tmp_path / ".source.training").glob("step-000002"))
+    assert list((tmp_path / ".companion-source.training").glob("step-000002"))
     monkeypatch.setattr(source, "train", train)
     resumed, _ = source.source_model(tmp_path / "source", **TINY)
     for name, value in whole.state_dict().items():
