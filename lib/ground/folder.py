@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lib.ground.pictures import Picture, Pixels, Size, decode, reason, surprises
-from lib.record.files import MARK, SYSTEM, UserError, expanded, listed, shown, write_atomic
+from lib.record.files import MARK, OURS, SYSTEM, UserError, expanded, listed, shown, write_atomic
 
 Place = str | Path
 DAMAGED = ("refuse", "skip")
@@ -184,7 +184,7 @@ def _listing(place: Path, recursive: bool) -> tuple[list[Path], list[str]]:
         except OSError as error:
             return left_out.append(f"{folder.relative_to(place).as_posix()}/ ({error.strerror})")
         for path in entries:
-            if path.name in SYSTEM and path.is_file():
+            if path.is_file() and (path.name in SYSTEM or path.name.startswith(OURS)):
                 continue
             reason = _reason_to_leave(path, recursive)
             if not reason and path.is_dir():

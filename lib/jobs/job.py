@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
         if not member:
             print(opened)
     if finished := _finished(s, opened):
-        print(f"{s.out}: this job is finished; set another out to do it again")
+        if not member:
+            print(f"{s.out}: this job is finished; set another out to do it again")
         return finished
     writable(s.out)
     with occupied(s.out, member), room(s.out), enough_memory("batch, or take accumulate, precision bf16"):
@@ -112,18 +113,24 @@ def launch(path: Path, processes: int) -> None:
     UserError
         They ended with an error, which they have printed.
     KeyboardInterrupt
-        At Ctrl-C, after they have saved a checkpoint.
+        At Ctrl-C and SIGTERM, after they have saved a checkpoint.
     """
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, "-m", *launcher, "-m", "lib.jobs.job", str(path)]
     # In a session of their own: Ctrl-C reaches them once, from the launcher; a second one would not wait for the step.
     child = subprocess.Popen(command, start_new_session=True)
+    usual = signal.getsignal(signal.SIGTERM)
     try:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = child.wait()
     except KeyboardInterrupt:
         child.send_signal(signal.SIGINT)
         child.wait()
         raise
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, usual)
     if code:
         raise UserError(f"processes: the job ended with an error on {processes} processes; its lines are above")
 

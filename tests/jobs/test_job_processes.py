@@ -49,12 +49,12 @@ def job(tmp_path):
     return start
 
 
-def test_two_processes_train_one_model_also_after_ctrl_c(job, tmp_path):
+def test_two_processes_train_one_model_also_after_a_stop(job, tmp_path):
     checkpoints = tmp_path / "out" / "checkpoints"
     started = job(100_000, "-m", "lib.jobs.job")
     while newest(checkpoints) is None and started.poll() is None:
         time.sleep(0.1)
-    started.send_signal(signal.SIGINT)
+    started.send_signal(signal.SIGTERM)  # which acts as Ctrl-C does
     out, errors = started.communicate(timeout=900)
     assert started.returncode == 130, out + errors
     assert "stopped; the same command goes on from the checkpoint" in errors
