@@ -29,9 +29,17 @@ def read_source(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
+def _is_noise(output: nbformat.NotebookNode) -> bool:
+    """Whether an output only says that there is CUDA's toolkit and no GPU."""
+    return output.get("name") == "stderr" and all("No CUDA runtime is found" in x for x in output.text.splitlines())
+
+
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop papermill's bookkeeping and progress bars, and hide the injected parameters from the book."""
+    """Drop papermill's bookkeeping, progress bars and a note of torch's; hide the injected parameters from the book."""
     drop_progress_bars(notebook)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution"):  # paths, times of day
