@@ -24,7 +24,14 @@ from lib.record.parameters import explain
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
 OptionalFloat, OptionalStr = NonNegativeFloat | None, str | None
 
-Given = Annotated[str, Field(min_length=1)]
+
+def _given(name: str) -> str:  # pydantic's own bound wants UTF-8
+    if not name:
+        raise ValueError("name a folder, or an id on the hub")
+    return name
+
+
+Given = Annotated[str, AfterValidator(_given)]
 Method = Literal["naive", "SDFT", "adaptor", "ANT without noise", "ANT"]
 METHODS: tuple[str, ...] = get_args(Method)
 
