@@ -119,8 +119,8 @@ def disturbed(settings: dict[str, Any], seconds: float, kills: int, dice: random
     return said
 
 
-def full(settings: dict[str, Any], kilobytes: int, log: Path) -> bool:
-    """Run a job on a disk of that size, then on one that is large enough; return whether it was full at first."""
+def full(settings: dict[str, Any], kilobytes: int, log: Path) -> tuple[bool, dict[str, str]]:
+    """Run a job on a disk of that size, then on a large one; return whether it was full at first, and what is left."""
     out = Path(settings["out"]).parent
     out.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", out], check=True, capture_output=True)
@@ -132,8 +132,7 @@ def full(settings: dict[str, Any], kilobytes: int, log: Path) -> bool:
         subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
         if again := ended(start(settings, log), []):
             raise RuntimeError(f"exit {again} after the disk was made larger: {log.read_text()[-400:]}")
-        settings["left"] = left(Path(settings["out"]))
-        return code == 1
+        return code == 1, left(Path(settings["out"]))
     finally:
         subprocess.run(["umount", "-l", out], check=True)
 
@@ -189,8 +188,9 @@ def measure(moments: int, disks: int, seed: int) -> tuple[list[Row], list[str]]:
                 method = METHODS[i % len(METHODS)]
                 wish = settings(method, 1, f"disk{i}/out")
                 try:
-                    were_full += full(wish, 16 + 200 * i, place / f"disk{i}.log")
-                    if wish.pop("left") != undisturbed(method, 1):
+                    was_full, found = full(wish, 16 + 200 * i, place / f"disk{i}.log")
+                    were_full += was_full
+                    if found != undisturbed(method, 1):
                         raise RuntimeError("other bytes")
                 except RuntimeError as error:
                     lost.append(f"{method}, a disk of {16 + 200 * i} KB: {error}")

@@ -37,11 +37,10 @@ def _is_noise(output: nbformat.NotebookNode) -> bool:
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Drop papermill's bookkeeping, progress bars and a note of torch's; hide the injected parameters from the book."""
     drop_progress_bars(notebook)
+    notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
         for key in ("papermill", "execution"):  # paths, times of day
             cell.metadata.pop(key, None)
         tags = cell.metadata.pop("tags", [])  # papermill leaves empty lists, which would come into the `.py`

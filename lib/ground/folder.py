@@ -92,20 +92,20 @@ def read(
     parameter
         What messages call the folder.
     """
-    place, (files, left_out) = expanded(folder, parameter or "image folder"), files_in(folder, recursive, parameter)
+    place, where = _place(folder, parameter)
+    files, left_out = files_in(folder, recursive, parameter)
     named = [(path.relative_to(place).as_posix(), path) for path in files]
     marks = [[name, *_mark(path)] for name, path in named]
-    where = f"{parameter}: folder {place}" if parameter else f"image folder {place}"
     return collect(named, size, channels, damaged, where, cache, marks)._replace(left_out=left_out)
 
 
 def chunks(folder: Place, size: int, count: int = CHUNK) -> Iterator[tuple[list[Path], Tensor]]:
     """Yield the image files of a folder and their RGB images, as `read` gives them, `count` at a time."""
-    place, (files, _) = Path(folder).expanduser(), files_in(folder)
+    (_, where), (files, _) = _place(folder), files_in(folder)
     for start in range(0, len(files), count):
         part = files[start : start + count]
         named = [(file.name, file) for file in part]
-        yield part, collect(named, size, 3, "refuse", f"image folder {place}").images
+        yield part, collect(named, size, 3, "refuse", where).images
 
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
@@ -134,8 +134,8 @@ def collect(
     kept = Path(cache).expanduser() / f"images-{key}.safetensors" if cache and marks else None
     found = _load(kept) if kept else None
     if found is None:
-        found = _decoded(files, size, channels)
-        found = found._replace(kept=kept if found.names and found.kept else None)
+        found, lasting = _decoded(files, size, channels)
+        found = found._replace(kept=kept if found.names and lasting else None)
     if not found.names and not found.skipped:
         raise UserError(f"{where} holds no image")
     if found.skipped and (damaged == "refuse" or not found.names):
@@ -158,8 +158,7 @@ def keep(found: Read) -> None:
 
 def files_in(folder: Place, recursive: bool = False, parameter: str = "") -> tuple[list[Path], list[str]]:
     """Return the image files of a folder by name, and what is left out; refuse a folder without any."""
-    place = expanded(folder, parameter or "image folder")
-    where = f"{parameter}: folder {place}" if parameter else f"image folder {place}"
+    place, where = _place(folder, parameter)
     if not place.is_dir():
         what = f"{where.replace('folder', 'path')} is a file" if place.is_file() else f"{where} does not exist"
         raise UserError(f"{what}; name a folder with image files")
@@ -169,6 +168,12 @@ def files_in(folder: Place, recursive: bool = False, parameter: str = "") -> tup
         rest = f"; left out: {listed(left_out)}" if left_out else ""
         raise UserError(f"{where} holds no image{deeper}; expected files such as .png or .jpg{rest}")
     return files, left_out
+
+
+def _place(folder: Place, parameter: str = "") -> tuple[Path, str]:
+    """Return a folder's path, and what messages call it."""
+    place = expanded(folder, parameter or "image folder")
+    return place, f"{parameter}: folder {place}" if parameter else f"image folder {place}"
 
 
 def _listing(place: Path, recursive: bool) -> tuple[list[Path], list[str]]:
@@ -241,21 +246,21 @@ def _mark(path: Path) -> tuple[int, int]:
 # --------------------------------------------------------------------------------------------------- decoding
 
 
-def _decoded(files: Iterable[tuple[str, Picture]], size: Size, channels: int) -> Read:
-    """Read all files; images stay bytes, and `kept` says whether what was skipped is so for good."""
+def _decoded(files: Iterable[tuple[str, Picture]], size: Size, channels: int) -> tuple[Read, bool]:
+    """Read all files; images stay bytes. Say, too, whether what was skipped is so for good."""
     results: list[tuple[str, Pixels | str]] = []
-    queue, passing = iter(files), False
+    queue, lasting = iter(files), True
     one = partial(_one, size=size, channels=channels)
     while part := list(itertools.islice(queue, CHUNK)):
         threads = max(1, min(len(part), os.cpu_count() or 1, BUDGET // max(map(_area, part))))
         with ThreadPoolExecutor(threads) as pool:  # Pillow decodes and resizes outside Python's lock
-            for name, pixels, lasting in pool.map(one, part):
+            for name, pixels, for_good in pool.map(one, part):
                 results.append((shown(name), pixels))
-                passing |= not lasting
+                lasting &= for_good
     good = [(name, found) for name, found in results if isinstance(found, Pixels)]
     skipped = [f"{name} ({why})" for name, why in results if isinstance(why, str)]
     stacked = torch.stack([found.array for _, found in good]) if good else torch.empty(0)
-    return Read(stacked, [name for name, _ in good], skipped, surprises(good, size), kept=None if passing else Path())
+    return Read(stacked, [name for name, _ in good], skipped, surprises(good, size)), lasting
 
 
 def _area(item: tuple[str, Picture]) -> int:

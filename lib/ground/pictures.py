@@ -64,8 +64,9 @@ def decode(source: Picture, size: Size, channels: int) -> Pixels:
     """Decode one picture to a size, with what to say of it; raise what Pillow raises, or a ValueError."""
     h, w = (size, size) if isinstance(size, int) else size
     doubts: list[str] = []
-    image, whole = _opened(source, 3 * max(h, w))
-    image = _eight_bits(image, doubts)
+    image, whole = _opened(source, 3 * max(h, w), doubts)
+    if image.mode.startswith(("F", "I")):  # `convert` would cut at 255
+        image = Image.fromarray(_bytes(np.asarray(image), doubts))
     rgba = image.convert("RGBA") if image.has_transparency_data else None
     image = _srgb(image, doubts)
     if rgba:
@@ -77,10 +78,10 @@ def decode(source: Picture, size: Size, channels: int) -> Pixels:
     return Pixels(torch.from_numpy(array).permute(2, 0, 1).contiguous(), whole, doubts)
 
 
-def _opened(source: Picture, least: int) -> tuple[Image.Image, tuple[int, int]]:
+def _opened(source: Picture, least: int, doubts: list[str]) -> tuple[Image.Image, tuple[int, int]]:
     """Return a picture, upright, and its width and height; a big one is shrunk, to `least` pixels a side or more."""
     if isinstance(source, np.ndarray | Tensor):
-        image = _from_array(source)
+        image = _from_array(source, doubts)
         return image, image.size
     if isinstance(source, Image.Image):
         image = ImageOps.exif_transpose(source)
@@ -98,46 +99,36 @@ def _opened(source: Picture, least: int) -> tuple[Image.Image, tuple[int, int]]:
     return image, whole
 
 
-def _from_array(values: np.ndarray | Tensor) -> Image.Image:
+def _from_array(values: np.ndarray | Tensor, doubts: list[str]) -> Image.Image:
     """Return an array (h, w[, c]), or a tensor of bytes (c, h, w), as a picture."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     if isinstance(values, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ValueError(f"an array of shape {array.shape}; give (h, w), (h, w, 3) or (h, w, 4); a tensor (3, h, w)")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype == np.uint16:
-        array = (array / 257).round().astype(np.uint8)
-    elif np.issubdtype(array.dtype, np.floating):
-        array = _from_floats(array)
-    elif array.dtype != np.uint8:
+    if array.dtype.kind not in "bf" and array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"an array of {array.dtype}; give uint8, uint16, or floats from 0 to 1")
-    return Image.fromarray(array[:, :, 0] if array.shape[2:] == (1,) else array)
+    return Image.fromarray(_bytes(array[:, :, 0] if array.shape[2:] == (1,) else array, doubts))
 
 
-def _from_floats(array: np.ndarray) -> np.ndarray:
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # not a number, too
-        raise ValueError(f"floats from {low:.3g} to {high:.3g}; they should be from 0 to 1")
-    return (array * 255).round().astype(np.uint8)
-
-
-def _eight_bits(image: Image.Image, doubts: list[str]) -> Image.Image:
-    """Return a picture of 8 bits a channel; `convert` would cut at 255."""
-    if image.mode == "F":
-        return Image.fromarray(_from_floats(np.asarray(image)))
-    if not image.mode.startswith("I"):
-        return image
-    array = np.asarray(image)
-    low, high = int(array.min()), int(array.max())
+def _bytes(array: np.ndarray, doubts: list[str]) -> np.ndarray:
+    """Return values of any depth as 8 bits: floats are from 0 to 1, other whole numbers from 0 to 65535."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # not a number, too
+            raise ValueError(f"floats from {low:.3g} to {high:.3g}; they should be from 0 to 1")
+        return (array * 255).round().astype(np.uint8)
     if low < 0 or high > 65535:
         raise ValueError(f"whole numbers from {low} to {high}; they should be from 0 to 65535")
     if 0 < high < 8192:
         doubts.append(
             "of 16 bits that use the lowest 13 only and look dark: scale them to 0 ... 65535 if 12 were meant"
         )
-    return Image.fromarray((array / 257).round().astype(np.uint8))
+    return (array / 257).round().astype(np.uint8)
 
 
 def _srgb(image: Image.Image, doubts: list[str]) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -20,24 +20,15 @@ PREFIXES = ("_orig_mod.", "module.", "model.", "unet.")  # that torch.compile an
 AGAIN = "download or copy it again"
 
 
-class Pretrained(NamedTuple):
-    """A pixel-space diffusion model that predicts noise."""
-
-    unet: UNet2DModel  # in evaluation mode, float32
-    scheduler: DDPMScheduler  # for saving beside it
-    schedule: Schedule  # the same noise levels
-    notes: list[str]  # what was assumed
-
-
-def load(place: Path, parameter: str, remedy: str = AGAIN) -> Pretrained:
-    """Load a DDPM from a folder in one of three layouts.
+def load(place: Path, parameter: str) -> tuple[UNet2DModel, DDPMScheduler, Schedule, list[str]]:
+    """Load a DDPM from a folder in one of three layouts: U-Net, scheduler, the same noise levels, what was assumed.
 
     A pipeline (``unet/`` and ``scheduler/``), both at the top (google/ddpm-*), or a UNet2DModel alone (the noise levels
     of Ho et al. 2020 are then assumed). Weights are safetensors or old .bin files, whole or in shards, of any variant.
-    Messages call the model `parameter` and end with `remedy`.
+    Messages call the model `parameter`.
     """
     unet_place = place / "unet" if (place / "unet").is_dir() else place
-    config = read_json(unet_place / "config.json", parameter, remedy)
+    config = read_json(unet_place / "config.json", parameter)
     kind, of, to = (config.get(key, "") for key in ("_class_name", "in_channels", "out_channels"))
     wrong = ""
     if kind not in ("UNet2DModel", "") or (place / "vqvae").is_dir():
@@ -50,33 +41,29 @@ def load(place: Path, parameter: str, remedy: str = AGAIN) -> Pretrained:
         wrong = _wrong_size(config)
     if wrong:
         raise UserError(f"{parameter}: {place} is {wrong}")
-    levels, notes = scheduler(place, parameter, remedy)
+    levels, notes = scheduler(place, parameter)
     if to == 2 * of:
         notes.append("the model also predicts a variance: it is kept as it is, but neither trained nor used")
-    unet = network(UNet2DModel, unet_place, parameter, remedy)
-    return Pretrained(unet.eval(), levels, diffusion.from_diffusers(levels), notes)
+    unet = network(UNet2DModel, unet_place, parameter)
+    return unet.eval(), levels, diffusion.from_diffusers(levels), notes
 
 
 def shape(unet: Any) -> tuple[int, int, int]:
     """Return the shape of a U-Net's images, (c, h, w): what it was built for."""
-    return unet.config["in_channels"], *_sides(unet.config["sample_size"])
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    size = unet.config["sample_size"]
+    h, w = (size, size) if isinstance(size, int) else size
+    return unet.config["in_channels"], h, w
 
 
 def _wrong_size(config: dict[str, Any]) -> str:
     """Say what is wrong with the size that a U-Net was built for."""
     size, halvings = config.get("sample_size"), len(config.get("block_out_channels", (224, 448, 672, 896))) - 1
-    whole = isinstance(size, int) or (
-        isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)
-    )
-    if not whole or min(_sides(size)) < 1:
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         return f"without a size (sample_size {size!r}); write into config.json the side of the images it was trained on"
     step = 2**halvings
-    if any(side % step for side in _sides(size)):
-        low = max(min(_sides(size)) // step, 1) * step
+    if any(side % step for side in sides):
+        low = max(min(sides) // step, 1) * step
         return f"for images of {size}, but halves them {halvings} times; its sample_size may be {low} or {low + step}"
     return ""
 

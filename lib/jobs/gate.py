@@ -70,7 +70,7 @@ def check(s: Settings) -> Opened:
     reference = hub.target(s, source.shape, "reference") if s.reference else None
     if reference and len(reference.names) < 2:
         raise UserError(f"reference: 1 image in {s.reference}; distances of sets need 2, and better 2,048 or more")
-    needed, free = estimate.disk(s, source, len(images.names)), _free(s.out)
+    needed, free = estimate.disk(s, source, len(images.names)), shutil.disk_usage(_nearest(s.out)).free
     if needed > free + _size(s.out):
         what = f"{s.out}: {free / 1e9:.2f} GB are free, and the job may need {needed / 1e9:.2f}"
         raise UserError(f"out: {what}; free some, or name a folder on another disk")
@@ -119,7 +119,7 @@ def _output(s: Settings) -> str:
         raise UserError(f"out: {out} is no name in UTF-8, as TensorBoard wants; name another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; name a folder")
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    place = _nearest(out)
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
         raise UserError(f"out: {out}: {place} cannot be written to; name another folder")
     if not (out / MARK).is_file():
@@ -141,8 +141,9 @@ def _output(s: Settings) -> str:
     return "begun"
 
 
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or the one above it that exists."""
+    return next(p for p in (folder, *folder.absolute().parents) if p.exists())
 
 
 def _size(folder: Path) -> int:

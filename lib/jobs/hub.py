@@ -61,11 +61,11 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
         place = place_of(str(name), parameter, ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
         if _has_weights(place):
             break
-    found = pretrained.load(place, parameter)
-    unet: Any = found.unet
+    found, scheduler, schedule, notes = pretrained.load(place, parameter)
+    unet: Any = found
     unet.to(device)
-    adaptor = Adaptor.load(found.unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
-    return Source(*found, adaptor)
+    adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
+    return Source(unet, scheduler, schedule, notes, adaptor)
 
 
 def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") -> Read:
@@ -74,17 +74,16 @@ def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") 
     They are a folder of files, a folder that `datasets` wrote or reads (parquet), or a data set's id on the hub.
     """
     name, cache = getattr(s, parameter), s.out / "cache"
-    channels, *size = shape
-    side = size[0] if size[0] == size[1] else (size[0], size[1])
+    channels, size = shape[0], shape[1:]
     place = place_of(name, parameter, None, lambda _: True, "dataset")
     fetched = not expanded(name, parameter).is_dir()
     files = sorted(p for p in place.rglob("*") if p.is_file())
     packed = any(p.suffix in PACKED or p.name in SAVED for p in files)
     if not packed or (not fetched and folder.image_files(place)):
-        return folder.read(place, side, channels, s.damaged, s.recursive or fetched, cache, parameter)
+        return folder.read(place, size, channels, s.damaged, s.recursive or fetched, cache, parameter)
     marks = [[p.relative_to(place).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     rows, unchanged = _rows(place, s.split, s.column, parameter), [s.split, s.column, marks]
-    return folder.collect(rows, side, channels, s.damaged, f"{parameter}: data set {name}", cache, unchanged)
+    return folder.collect(rows, size, channels, s.damaged, f"{parameter}: data set {name}", cache, unchanged)
 
 
 def _has_weights(place: Path) -> bool:
