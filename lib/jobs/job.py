@@ -95,7 +95,7 @@ def _begin(s: Settings, opened: Opened) -> None:
     """Make the folder this job's, and put down what its processes read."""
     if not (s.out / MARK).is_file():
         write_atomic(s.out / MARK, "[]")
-    for place in (s.out, s.out / "checkpoints", s.out / "cache"):
+    for place in [s.out, *filter(Path.is_dir, s.out.rglob("*"))]:
         sweep(place)
     write_atomic(s.out / SETTINGS, json.dumps(s.model_dump(mode="json"), indent=1) + "\n")
     for read in (opened.images, opened.reference):

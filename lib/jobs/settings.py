@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -14,6 +13,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -24,14 +24,6 @@ from lib.record.parameters import explain
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
 OptionalFloat, OptionalStr = NonNegativeFloat | None, str | None
 
-
-def _given(name: str) -> str:  # pydantic's own bound wants UTF-8
-    if not name:
-        raise ValueError("name a folder, or an id on the hub")
-    return name
-
-
-Given = Annotated[str, AfterValidator(_given)]
 Method = Literal["naive", "SDFT", "adaptor", "ANT without noise", "ANT"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -55,9 +47,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Method = "SDFT"
-    source: Given  # folder of diffusers, or id on the hub
-    images: Given  # folder, data set on disk, or id of a data set
-    out: Annotated[Path, AfterValidator(lambda path: expanded(path, "out"))]  # folder for all results
+    source: str  # folder of diffusers, or id on the hub
+    images: str  # folder, data set on disk, or id of a data set
+    out: Path  # folder for all results
     reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     split: str = "train"  # of a data set
     column: str = ""  # of a data set, with the images; empty: the only one
@@ -107,6 +99,18 @@ class Settings(BaseModel):
     @classmethod
     def _paper(cls, values: dict[str, Any]) -> dict[str, Any]:
         return PAPER.get(values.get("method", "SDFT"), {}) | values
+
+    @field_validator("source", "images")
+    @classmethod
+    def _given(cls, name: str) -> str:  # pydantic's own bound wants UTF-8
+        if not name:
+            raise ValueError("name a folder, or an id on the hub")
+        return name
+
+    @field_validator("out")
+    @classmethod
+    def _expanded(cls, out: Path) -> Path:
+        return expanded(out, "out")
 
     @property
     def fixed(self) -> dict[str, Any]:
