@@ -137,11 +137,11 @@ def contents() -> dict[str, Any]:
         return [{"file": page, "sections": inside} if inside else {"file": page}] if page in pages else inside
 
     papers = list(paper_pages())
-    fixed = ["start", "scorecard", "own_images", "trouble"]
+    fixed = ["start", "scorecard", "verdicts", "own_images", "trouble"]
     pages_of = {FOLDERS.get(page, page) for page in pages}
     loose = [folder for folder in folders() if folder not in {*papers, *fixed, *pages_of}]
     parts = {
-        "Start": ["start", "scorecard"],
+        "Start": ["start", "scorecard", "verdicts"],
         "Papers": papers + loose,
         "Your own images": ["own_images", "trouble"],
         "Reference": sorted(pages - {*papers, *fixed}),
@@ -213,7 +213,7 @@ def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
         "profile": sources.profile,
         "papers": {name: page for page, name in paper_pages().items() if (ROOT / "book" / f"{page}.md").exists()},
         "claims": {
-            key: {"notebook": "", "reason": ""} | judged.get(key, claims.not_tested(entry, ""))
+            key: {"notebook": ""} | judged.get(key, claims.not_tested(entry, entry.get("reason", "not run")))
             for key, entry in entries.items()
         },
         "results": kept,

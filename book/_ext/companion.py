@@ -73,7 +73,7 @@ def set_substitutions(app: Sphinx, config: Config) -> None:
         "counts": Named({word: verdicts.count(word) for word in claims.VERDICTS}, "verdict"),
         "total": len(verdicts),
         "profile": f"`{data['profile']}`",
-        "measured": len(verdicts) - verdicts.count("not tested here"),
+        "measured": len(verdicts) - verdicts.count("not tested"),
     }
     # The builder adds every script below _static to every page; those in vendor/ are loaded where they are needed.
     config.html_js_files = [js for js in config.html_js_files if not str(js).startswith("vendor/")]
@@ -96,6 +96,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
         "by_paper": [(p, [i for i, one in data["claims"].items() if one["entry"]["paper"] == p]) for p in papers],
         "versions": [{"package": name, "version": ", ".join(sorted(found))} for name, found in versions.items()],
         "marks": claims.MARKS,
+        "kinds": claims.KINDS,
         "rule": claims.rule_text,
         "card": claims.card,
     }

@@ -6,19 +6,20 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from IPython.display import display
-from tqdm.auto import tqdm
 
-from lib.record import claims, show
+from lib.record import claims, replicates, show
 from lib.record.files import ROOT, SCHEMA, UserError, expanded, tell_of_another_lib, writable, write_atomic
+from lib.record.intervals import Shares
 from lib.record.parameters import validate
 
 try:
@@ -27,7 +28,6 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "POT", "matplotlib", "papermill")
-KEPT_VALUES = 200
 
 
 def start(notebook: str, namespace: dict[str, Any]) -> "Run":
@@ -38,17 +38,18 @@ def start(notebook: str, namespace: dict[str, Any]) -> "Run":
 class Run:
     """One run of one notebook; see `start`.
 
-    `parameters` has the checked parameters, `folder` is where results go (`runs/PROFILE` or the parameter `out`),
-    `artefacts` its folder of trained models that notebooks share, `device` the torch.device.
+    `folder` is where results go (`runs/PROFILE` or the parameter `out`), `artefacts` its folder of trained models that
+    notebooks share, `device` the torch.device; `parameters` has the checked parameters and the last two.
     """
 
     def __init__(self, notebook: str, parameters: Any) -> None:
         self.notebook = notebook
-        self.parameters = parameters
         self.folder = expanded(parameters.out, "out") if parameters.out else ROOT / "runs" / parameters.profile
         self.artefacts = self.folder / "artefacts"
         large = parameters.profile in ("gpu", "paper") and torch.cuda.is_available()
         self.device = torch.device(("cuda" if large else "cpu") if parameters.device == "auto" else parameters.device)
+        self.given = {name: value for name, value in vars(parameters).items() if name != "out"}
+        self.parameters = SimpleNamespace(**{**vars(parameters), "artefacts": self.artefacts, "device": self.device})
         self.numbers: dict[str, Any] = {}
         self.tables: dict[str, Any] = {}
         self.notes: dict[str, str] = {}  # of tables
@@ -68,15 +69,29 @@ class Run:
         """Return the seeds of this run, `seeds` consecutive numbers from `seed`."""
         return list(range(self.parameters.seed, self.parameters.seed + self.parameters.seeds))
 
-    def replicates(self, measure: Callable[[int], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Call ``measure(seed) -> {name: number or array}`` for every seed of this run, and stack what it returns."""
-        return stacked(measure(seed) for seed in tqdm(self.seed_list))
+    def replicates(
+        self,
+        measure: Callable[..., Mapping[str, Any]],
+        world: Callable[[Any], Sequence[Any]] = lambda p: (),
+        block: int = 0,
+        seeds: Sequence[int] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Return what an experiment measures, stacked over the seeds: from disk what has ended, the rest computed.
+
+        ``measure(seed, parameters, *world(parameters)) -> {name: number or array}`` is a function of a module of `lib`;
+        with a `block` it takes so many seeds at once. See `lib.record.replicates.collect`.
+        """
+        name = Path("replicates", self.notebook, measure.__name__)
+        folders = [self.folder / name, ROOT / "results" / self.parameters.profile / name]
+        about = {"commit": commit(), "hardware": self.hardware(), "torch": version("torch")}
+        seeds = self.seed_list if seeds is None else seeds
+        return replicates.collect(measure, seeds, self.parameters, folders, world, block, about)
 
     def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> None:
-        """Record a measured number (or its values over seeds); pages of the book quote it by `key`."""
-        array = np.atleast_1d(np.asarray(values, dtype=float))
-        spread = claims.interval(array)
-        kept = {"values": array.tolist()} if 1 < len(array) <= KEPT_VALUES and spread["mean"] is not None else {}
+        """Record a measured number, its values over seeds, or `Shares`; pages of the book quote it by `key`."""
+        spread = claims.interval(values)
+        array = np.asarray(values.values if isinstance(values, Shares) else values, dtype=float)
+        kept = {"values": array.tolist()} if 1 < array.size <= claims.KEPT_VALUES and spread["mean"] is not None else {}
         self.numbers[key] = {**spread, "unit": unit, "text": claims.text(spread, unit, digits), **kept}
 
     def text(self, key: str) -> str:
@@ -116,17 +131,17 @@ class Run:
             "seed": self.parameters.seed,
             **commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "hardware": {
-                "cpu": processor(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "gpu": torch.cuda.get_device_name() if gpu else None,
-            },
+            "hardware": self.hardware(),
             "seconds": round(time.perf_counter() - self._began, 1),
             "peak_memory_gb": peak_memory(),
             "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1024**3, 2) if gpu else None,
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         }
+
+    def hardware(self) -> dict[str, Any]:
+        """Return what this run computes on."""
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device.type == "cuda" else None
+        return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
     def finish(self) -> None:
         """Write `FOLDER/results/NOTEBOOK.json` and print the provenance; the last call of every notebook."""
@@ -134,7 +149,7 @@ class Run:
         results = {
             "schema": SCHEMA,
             "notebook": self.notebook,
-            "parameters": {name: value for name, value in vars(self.parameters).items() if name != "out"},
+            "parameters": self.given,
             "numbers": self.numbers,
             "tables": self.tables,
             "notes": self.notes,
@@ -147,15 +162,6 @@ class Run:
         where = provenance["hardware"]["gpu"] or provenance["hardware"]["cpu"]
         state = f"commit {provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
         print(f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, {where}, {state}")
-
-
-def stacked(replicates: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Return each value of several replicates as one array (replicates, ...); one that some lack has fewer rows."""
-    found: dict[str, list] = {}
-    for replicate in replicates:
-        for name, value in replicate.items():
-            found.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, torch.Tensor) else value)
-    return {name: np.array(values) for name, values in found.items()}
 
 
 def _plain(value: Any) -> Any:

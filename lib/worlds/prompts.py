@@ -88,11 +88,12 @@ def load(folder: Path | str, device: Device = "cpu") -> Model:
     return unet, schedule
 
 
-def shared(artefacts: Path, source: Path | str, steps: int, judge_steps: int, device: Device) -> World:
+def shared(p: Any) -> World:
     """Return what notebooks with prompts start from: model, noise schedule, judge; as `lib.worlds.sources.shared`."""
-    folder = Path(source or artefacts / "prompts")
-    unet, schedule = load(folder, device) if source or folder.exists() else class_model(folder, device, steps=steps)
-    return unet, schedule, sources.judge_for(unet, artefacts, judge_steps, device)
+    folder = Path(p.source or p.artefacts / "prompts")
+    there = p.source or folder.exists()
+    unet, schedule = load(folder, p.device) if there else class_model(folder, p.device, steps=p.prompt_steps)
+    return unet, schedule, sources.judge_for(unet, p.artefacts, p.judge_steps, p.device)
 
 
 def mean_images(domain: int, size: int = 16) -> Tensor:

@@ -85,15 +85,16 @@ def classifier(folder: Path, size: int, steps: int, seed: int = 0, device: Devic
     return load_classifier(folder, device)
 
 
-def shared(artefacts: Path, source: Path | str, steps: int, judge_steps: int, device: Device) -> World:
+def shared(p: Any) -> World:
     """Return what the image notebooks start from: source model, its noise schedule and the classifier that judges.
 
-    What the folder `artefacts`, which notebooks share, lacks is trained there. `source` is the folder of another source
-    model in diffusers' layout.
+    `p` are a notebook's parameters. What the folder `artefacts`, which notebooks share, lacks is trained there, for
+    `source_steps` and `judge_steps`. `source` is the folder of another source model in diffusers' layout.
     """
-    folder = Path(source or artefacts / "source")
-    unet, schedule = load(folder, device) if source or folder.exists() else source_model(folder, device, steps=steps)
-    return unet, schedule, judge_for(unet, artefacts, judge_steps, device)
+    folder = Path(p.source or p.artefacts / "source")
+    there = p.source or folder.exists()
+    unet, schedule = load(folder, p.device) if there else source_model(folder, p.device, steps=p.source_steps)
+    return unet, schedule, judge_for(unet, p.artefacts, p.judge_steps, p.device)
 
 
 def judge_for(unet: UNet2DModel, artefacts: Path, steps: int, device: Device) -> Classifier:

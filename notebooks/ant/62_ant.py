@@ -93,7 +93,7 @@ from lib.worlds.sources import shared
 
 run = record.start("62_ant", globals())
 p = run.parameters
-world = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)  # source, schedule, judge
+world = shared(p)  # source, schedule, judge
 
 # %% [markdown]
 # One step in code, here with the source itself as the student:
@@ -130,14 +130,14 @@ for name, key in keys.items():
 ours, base = adaptor.counts(draw.unet.config, d=p.d)
 for key, value in {**percent, "share_here": 100 * ours / base}.items():
     run.number(key, value, "%")
-run.claim("A4", **percent, size_adm=millions["adm"], size_ho=millions["ho"])
+run.claim("A4", **percent, size_adm=millions["adm"])
 
 # %% [markdown]
 # ### The arms, draw by draw
 
 # %%
 arms = experiments.arms(p)
-values = run.replicates(lambda seed: experiments.limited_data(seed, p, *world))  # each (draws, stops) or (draws,)
+values = run.replicates(experiments.limited_data, shared)  # each (draws, stops) or (draws,)
 
 # %% tags=["hide-input"]
 short = arms["ANT"].stops  # those that all arms have; 0 is the source
@@ -214,15 +214,7 @@ counts = {"iterations": short[-1], "early": short[early], "ascents": p.ascents, 
 counts |= {"evaluations": cost["ANT"][same_cost], **{f"told_{d}": values[f"told_{d}"] for d in ("source", "target")}}
 for key, value in counts.items():
     run.number(key, value)
-run.claim(
-    "A3",
-    gain_adaptor=at("adaptor", "frechet") - at("ANT", "frechet"),
-    gain_full=at("full", "frechet") - at("ANT", "frechet"),
-    gain_noise=at("no noise", "frechet") - at("ANT", "frechet"),
-    diversity_kept=at("ANT", "intra_lpips") / at("full", "intra_lpips"),
-    gain_flipped=at("adaptor", "frechet") - at("flipped", "frechet"),
-    source_realism=at("full", "realism", 0),
-)
+run.claim("A3")
 
 # %% [markdown]
 # ### Two noises over the training
@@ -250,7 +242,7 @@ for name, unused in {"full": "transferred", "adaptor": "", "ANT": "copies_end"}.
     for key in set(columns) - {unused}:
         run.number(f"{name.lower()}_{key}", values[f"{name} {key}"])
 gain_spread, gain_copies = (values[f"full {key}"] - values[f"ANT {key}"] for key in ("spread", "copies"))
-run.claim("A5", gain_spread=gain_spread, gain_copies=gain_copies, transferred_at_start=at("full", "realism", 0))
+run.claim("A5")
 
 # %% [markdown]
 # ### Samples

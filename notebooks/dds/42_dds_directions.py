@@ -66,7 +66,7 @@ seed: NonNegativeInt = 10  # first seed; those from 1000 served to choose settin
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 source: str = ""  # folder of a model with prompts in diffusers' layout; empty: the one that 41_dds_digits trained
-source_steps: PositiveInt = 1600  # its training steps, if there is none yet
+prompt_steps: PositiveInt = 1600  # its training steps, if there is none yet
 judge_steps: PositiveInt = 400  # training steps of the judge (digit and domain), if there is none yet
 seeds: PositiveInt = 3  # draws of images and noises
 images: TwoOrMore = 5  # aligned pairs of images for each pair of prompts
@@ -113,7 +113,7 @@ for name, levels in {"Stable Diffusion": latent, "digit model": diffusion.linear
 # readings.
 
 # %%
-world = digit_prompts.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+world = digit_prompts.shared(p)
 unet, schedule, judge = world
 model, null = digit_prompts.prompt_model(unet), digit_prompts.null().to(run.device)
 draw = {"omega": p.sample_omega, "steps": p.sample_steps, "seed": 0}
@@ -132,7 +132,7 @@ for reading in READINGS:
 # world has one draw of many pairs.
 
 # %%
-runs = run.replicates(lambda seed: experiments.direction_pairs(seed, p, *world))
+runs = run.replicates(experiments.direction_pairs, digit_prompts.shared)
 gauss = experiments.gaussian_pairs(p.seed, p, latent, run.device)
 
 
@@ -296,19 +296,7 @@ for reading in READINGS:
     run.number(f"high_{reading}_aligned", curve("aligned", reading)[:, -1])
     for kind in ("aligned", "unaligned", "own noise"):
         run.number(f"mean_{reading}_{kind.replace(' ', '_')}", over_t(kind, reading))
-rank = {r: [spearmanr(times, line).statistic for line in curve("aligned", r)] for r in READINGS}  # of t and cosine
-
-# %%
-run.claim(
-    "D3",
-    rank_b=rank["b"],
-    aligned_b=over_t("aligned", "b") - over_t("unaligned", "b"),
-    gap_b=gap("b"),
-    rank_a=rank["a"],
-    aligned_a=over_t("aligned", "a") - over_t("unaligned", "a"),
-    omega_b=over_t("aligned", "b", 30.0) - over_t("aligned", "b", 3.0),
-    own_noise=curve("own noise", "b")[:, times.index(980)],
-)
+run.claim("D3")
 
 # %% [markdown]
 # ## Limits

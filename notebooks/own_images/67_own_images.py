@@ -103,7 +103,7 @@ given = {name: value for name, value in vars(p).items() if name in settings.Sett
 given |= {"source": p.source or str(run.artefacts / "source"), "out": p.model or place}
 given |= {"images": p.images or str(run.folder / "ten-digits")}
 if not p.images:
-    _, _, judge = shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+    _, _, judge = shared(p)
     digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
     report.write_images(run.folder / "ten-digits", digits)
     small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}

@@ -88,7 +88,7 @@ from lib.worlds import digits, sources
 
 run = record.start("63_translate", globals())
 p = run.parameters
-world = sources.shared(run.artefacts, p.source, p.source_steps, p.judge_steps, run.device)
+world = sources.shared(p)
 starts, checkpoints = experiments.starts(p), sorted(set(p.checkpoints))
 
 # %%
@@ -107,7 +107,7 @@ print(f"inputs: from {len(held_out.labels)} printed digits of {held_out.labels.u
 # the source than any held-out printed digit.
 
 # %%
-found = run.replicates(lambda seed: experiments.translations(seed, p, *world))
+found = run.replicates(experiments.translations, sources.shared)
 
 # %% tags=["hide-input"]
 methods, others = ("SDEdit", "ILVR", "EGSDE"), ("DDIB", "CycleDiffusion")
@@ -203,7 +203,7 @@ for key, values in {**gained, **at_times, "undefined": undefined}.items():
 for method in methods:
     run.number(f"gain_{method.lower()}_distance", gains(method, measure="distance"))
 print(f"comparisons of one seed without common realism: {undefined} of {(len(methods) + 1) * p.seeds}")
-run.claim("S3", **gained, **at_times, identity=found["identity"])
+run.claim("S3")
 
 # %% [markdown]
 # ### Classes seen and not seen
@@ -305,7 +305,7 @@ controls = {name: found[name] for name in ("other_noise", "round_trip")}
 settings = {"pair_start": p.pair_start, "lambda_i": p.lambda_i, "checkpoint": checkpoints[-1]}
 for key, values in {**compared, **controls, "unusable": found["unusable"], **settings}.items():
     run.number(key, values)
-run.claim("S5", **compared, **controls)
+run.claim("S5")
 
 # %% [markdown]
 # ## Limits

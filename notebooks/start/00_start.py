@@ -59,12 +59,13 @@ p = run.parameters
 # %% [markdown]
 # ## Claim
 # This notebook tests no claim of a paper. To show how the others do, here is a claim about dice, in the form in which
-# `claims.yaml` holds every claim: a sentence, and *checks* with a rule and a value that were written down before the
-# run. A check that belongs to a *control* is a run in which the effect must be absent.
+# `claims.yaml` holds every claim: a sentence, and *checks* with rules that were written down before the run, as was the
+# number of replicates. One check is the *primary* one, the claim's own sentence; a *control* is a run in which the
+# effect must be absent, or must be there.
 #
-# The rules are `equal` (the mean lies within the tolerance), `above` and `below` (the whole 95 % interval lies on that
-# side). From the checks follows the verdict: *reproduced* if all hold, *trend only* if only those marked as trend and
-# the controls do, *not reproduced* otherwise. Ten seeds, then the card:
+# A rule looks at the 95 % interval over the replicates: `equal` wants the whole of it within `delta` of the value,
+# `above` and `below` on that side. An interval that lies neither inside nor outside is *undecided*, and so is then the
+# claim. Ten replicates, then the card:
 
 # %% tags=["hide-input"]
 dice = {
@@ -72,9 +73,13 @@ dice = {
     "where": "an example",
     "claim": "The mean of a fair die is 3.5; a loaded die gives itself away.",
     "expected": "3.5",
+    "kind": "toy",
+    "differs": "no die was thrown",
+    "unit": "600 throws",
+    "n": 10,
     "checks": [
-        {"name": "fair", "what": "mean of 600 throws", "rule": "equal", "value": 3.5, "tolerance": 0.1, "trend": True},
-        {"name": "loaded", "what": "the same, loaded", "rule": "above", "value": 3.6, "role": "control"},
+        {"name": "fair", "role": "primary", "what": "mean of the throws", "rule": "equal", "value": 3.5, "delta": 0.1},
+        {"name": "loaded", "role": "control", "what": "the same, loaded", "rule": "above", "value": 3.6},
     ],
 }
 faces, throw = np.arange(1, 7), [np.random.default_rng(s) for s in range(10)]

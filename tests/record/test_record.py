@@ -35,14 +35,16 @@ def test_results_hold_numbers_claims_and_provenance(run):
     run.number("gain", [1.0, 1.1, 1.2], unit="deg")
     assert run.text("gain") == "1.10 [0.852, 1.35] deg"
     run.table("rows", [{"lambda": 0.1, "n": np.int64(3)}], note="3 < 5 images")
-    names = [check["name"] for check in record.claims.load(record.ROOT / "claims.yaml")["D4"]["checks"]]
-    run.claim("D4", **dict.fromkeys(names, 0.97))
+    names = [check["name"] for check in record.claims.load(record.ROOT / "claims.yaml")["A4"]["checks"]]
+    run.claim("A4", **dict.fromkeys(names, 0.97))
+    run.claim("D4")
     results = finished(run)
     assert results["numbers"]["gain"]["n"] == 3
     assert results["numbers"]["gain"]["values"] == [1.0, 1.1, 1.2]
     assert results["tables"]["rows"] == [{"lambda": 0.1, "n": 3}]
     assert results["notes"] == {"rows": "3 < 5 images"}
-    assert results["claims"]["D4"]["verdict"] == "not reproduced"
+    assert results["claims"]["A4"]["verdict"] == "not tested"  # its controls fail
+    assert results["claims"]["D4"]["verdict"] == "not tested"
     for key in ("commit", "versions", "hardware", "seed", "seconds", "peak_memory_gb"):
         assert key in results["provenance"]
     assert str(run.folder) not in json.dumps(results)  # no path of the machine
@@ -158,7 +160,14 @@ def test_image_grid_fills_rows_and_keeps_values():
 
 
 def test_every_seed_is_measured_and_its_values_are_stacked_by_name(run):
-    found = run.replicates(lambda seed: {"a": seed, "b": torch.zeros(2)} | ({"c": np.ones(1)} if seed == 3 else {}))
+    def measure(seed, p):
+        return {"a": seed, "b": torch.zeros(2)} | ({"c": np.ones(1)} if seed == p.seed else {})
+
+    found = run.replicates(measure)
     assert found["a"].tolist() == run.seed_list
+    assert sorted(path.name for path in (run.folder / "replicates" / "00_test" / "measure").iterdir()) == [
+        "3.npz",
+        "4.npz",
+    ]
     assert found["b"].shape == (2, 2)
     assert found["c"].shape == (1, 1)  # only one of the two has it

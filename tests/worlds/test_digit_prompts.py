@@ -1,6 +1,7 @@
 """Prompts of the digit model: their numbers, the null prompt's share, the folder, and that training heeds them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,12 +165,18 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
         digit_prompts.load(tmp_path / "prompts")
 
 
+def asked(artefacts, source="", steps=1):
+    """Parameters of a notebook with prompts."""
+    given = {"source": source, "prompt_steps": steps, "judge_steps": steps}
+    return SimpleNamespace(artefacts=artefacts, device="cpu", **given)
+
+
 def test_shared_trains_what_is_missing_and_then_loads_it(tmp_path, monkeypatch):
-    unet, schedule, judge = digit_prompts.shared(tmp_path, "", 1, 1, "cpu")
+    unet, schedule, judge = digit_prompts.shared(asked(tmp_path))
     assert (unet.config["sample_size"], judge.size, schedule.T) == (16, 16, 1000)
     monkeypatch.setattr(source, "train", None)
     monkeypatch.setattr(metrics, "train", None)
-    again, _, judge_again = digit_prompts.shared(tmp_path, "", 7, 7, "cpu")  # what is there is not replaced
+    again, _, judge_again = digit_prompts.shared(asked(tmp_path, steps=7))  # what is there is not replaced
     assert torch.equal(unet.class_embedding.weight, again.class_embedding.weight)
     assert torch.equal(judge.digit.weight, judge_again.digit.weight)
 
@@ -178,7 +185,7 @@ def test_shared_refuses_a_model_of_other_images(tmp_path):
     source.classifier(tmp_path / "classifier", 16, 1)
     digit_prompts.class_model(tmp_path / "small", **TINY)
     with pytest.raises(UserError, match=r"images 1 x 8 x 8 given; the classifier takes 1 x 16 x 16"):
-        digit_prompts.shared(tmp_path, tmp_path / "small", 1, 1, "cpu")
+        digit_prompts.shared(asked(tmp_path, tmp_path / "small"))
 
 
 def test_mean_images_and_the_farthest_pair():

@@ -21,7 +21,7 @@ from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noise
 from lib.measures import distances, perceptual
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
-from lib.record.run import stacked
+from lib.record.replicates import stacked
 from lib.worlds import digits, judge as judging
 
 Values = dict[str, Any]  # numbers and small arrays

@@ -13,7 +13,6 @@ import numpy as np
 import ot
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lib.ground import diffusion
 from lib.ground.nets import MLP, Stack, seeded
@@ -37,11 +36,22 @@ Arm = tuple[ant.Guidance | None, dict[str, Any]]  # guidance and further options
 Results = dict[str, np.ndarray]
 
 
-def in_blocks(experiment: Callable[[list[int]], Results], seeds: list[int], size: int = 10) -> Results:
-    """Results of an experiment for all seeds, so many of them side by side."""
-    blocks = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-    found = [experiment(block) for block in tqdm(blocks, leave=False)]
-    return {key: np.concatenate([results[key] for results in found]) for key in found[0]}
+def adapted(seeds: list[int], p: Any) -> Results:
+    """Train a source network a seed and adapt it to draws of the shots: (n, ...), a row a seed (A1, A2).
+
+    What `first_gradient` finds for `p.draws` draws of each, (n, draws, 2), and `transfer` for the first.
+    """
+    sources = source_networks(seeds, p)
+    draws = [draws_of(seed, p) for seed in seeds]
+    networks = sources.select([k for k, own in enumerate(draws) for _ in own])
+    found = first_gradient([draw for own in draws for draw in own], p, networks)
+    found = {name: values.reshape(len(seeds), p.draws, *values.shape[1:]) for name, values in found.items()}
+    return found | transfer([own[0] for own in draws], p, sources)
+
+
+def draws_of(seed: int, p: Any) -> list[int]:
+    """Return the seeds of the draws of the shots that a source network is adapted to."""
+    return [p.draws * seed + i for i in range(p.draws)]
 
 
 # ------------------------------------------------------------------------------------------- random numbers by seed
@@ -94,23 +104,17 @@ def fit(stack: Stack, loss: Callable[[], Tensor], steps: int, lr: float, **optio
     return train(step, lambda _: None, {"stack": stack}, {"adam": optimizer}, steps, **options)
 
 
-def source_networks(p: Any, device: torch.device) -> Stack:
-    """Noise predictors of the source, members 0, 1, ..., p.nets - 1; the draws of the shots take turns with them."""
-    members = range(p.nets)
-    stack, streams = networks(members, "source", p).to(device), [stream(j, "source") for j in members]
+def source_networks(seeds: Sequence[int], p: Any) -> Stack:
+    """Noise predictors of the source, one a seed."""
+    stack, streams = networks(seeds, "source", p).to(p.device), [stream(seed, "source") for seed in seeds]
 
     def plain() -> Tensor:
         x0 = torch.stack([SOURCE.sample(256, generator) for generator in streams])
-        return ant.loss(stack, None, SCHEDULE, *batch(x0.to(device), 256, streams), J=0)[0]
+        return ant.loss(stack, None, SCHEDULE, *batch(x0.to(p.device), 256, streams), J=0)[0]
 
     history = fit(stack, plain, p.source_steps, 2e-3, ema={"stack": 0.995})
     stack.load_state_dict(history.ema["stack"])
     return stack
-
-
-def sources_of(seeds: Sequence[int], sources: Stack) -> Stack:
-    """Trainable copies of the source networks whose turn it is, one a seed."""
-    return sources.select([seed % len(sources) for seed in seeds])
 
 
 def classifiers(seeds: Sequence[int], known: Tensor, p: Any) -> Stack:
@@ -169,14 +173,14 @@ def arms_of(p: Any, classifier: ant.Guidance) -> dict[str, Arm]:
     return arms | {"guidance, exact": (EXACT, still)}
 
 
-def first_gradient(seeds: list[int], p: Any, sources: Stack) -> Results:
+def first_gradient(seeds: list[int], p: Any, net: Stack) -> Results:
     """Angle of each arm's first gradient to that of as many target samples, (n, 2): bias and weight, in degrees (A1).
 
+    A seed is a draw of the shots, with its own member of `net`, the source networks.
     The names of `arms_of`, and "flipped, exact", are at `p.timestep` and `p.batch`. "references" is the angle between
     the gradients of two independent reference sets. At `p.sweep_batch`: "t 500: ANT"; "sweep: DDPM"; "2 -1 10 shots",
     guidance with sigma_hat's power, its sign and the classifier; "omega 1 batch", ANT with this step and norm.
     """
-    net = sources_of(seeds, sources)
     weight = net.members[-2]  # of the output layer
     shots = draw(TARGET, seeds, p.shots, "shots").to(weight)
     hundred = torch.cat([shots, draw(TARGET, seeds, 90, "more shots").to(weight)], dim=1)
@@ -238,11 +242,21 @@ def w2(x: Tensor, seeds: Sequence[int]) -> np.ndarray:
 
 def checkpoints(p: Any) -> list[int]:
     """Fine-tuning steps after which W2 is measured."""
-    return sorted({max(1, p.transfer_steps * k // 12) for k in (1, 2, 4, 6, 8, 12)})
+    return sorted({max(1, p.transfer_steps * k // 12) for k in range(1, 13)})
+
+
+def steps_to(level: float, stops: Sequence[int], start: np.ndarray, curves: np.ndarray) -> np.ndarray:
+    """Steps (n,) after which W2 is first at a level, on lines between start (n,) and curves (n, k); NaN if never."""
+    steps, found = np.array([0, *stops]), []
+    for values in np.column_stack([start, curves]):
+        below = np.flatnonzero(values <= level)
+        i = below[0] if len(below) else None
+        found.append(np.nan if i is None else np.interp(level, values[[i, i - 1]], steps[[i, i - 1]]) if i else 0.0)
+    return np.array(found)
 
 
 def transfer(seeds: list[int], p: Any, sources: Stack) -> Results:
-    """Fine-tune all weights on the shots of every seed, and measure the samples (A2); n rows everywhere.
+    """Fine-tune a source network on the shots of every seed, all weights, and measure the samples: n rows (A2).
 
     For the source, for plain fine-tuning on 10,000 samples and for each arm: "ARM w2" (n,); "ARM mean" (n, 2); "ARM
     curve", W2 at the `checkpoints` (not for the source). For DDPM and ANT: "ARM path" (n, 201), one sample's first
@@ -256,7 +270,7 @@ def transfer(seeds: list[int], p: Any, sources: Stack) -> Results:
     def tuned(
         known: Tensor, guidance: ant.Guidance | None, stops: list[int], lr: float = p.transfer_lr, **options: Any
     ) -> tuple[Stack, list[np.ndarray]]:
-        student, streams, curve = sources_of(seeds, sources), [stream(seed, "transfer") for seed in seeds], []
+        student, streams, curve = sources.select(range(len(sources))), [stream(seed, "transfer") for seed in seeds], []
 
         def loss() -> Tensor:
             drawn = batch(known, p.transfer_batch, streams)  # the same for all methods
@@ -269,7 +283,7 @@ def transfer(seeds: list[int], p: Any, sources: Stack) -> Results:
         fit(student, loss, p.transfer_steps, lr, on_step=watch)
         return student, curve
 
-    students, found = {"source": sources_of(seeds, sources)}, {}
+    students, found = {"source": sources}, {}
     arms = {"10,000 samples": (many, None, {"J": 0})} | {name: (shots, *arm) for name, arm in arms_of(p, few).items()}
     for name, (known, guidance, options) in arms.items():
         students[name], curve = tuned(known, guidance, checkpoints(p), **options)

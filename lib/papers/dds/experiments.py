@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.ground.diffusion import Schedule
+from lib.ground.diffusion import Schedule, scaled_linear
 from lib.papers.dds import directions, fast, measures, method as dds, network
 from lib.papers.dds.gaussian import GaussianWorld, disc_world
 from lib.papers.dds.optimizers import PRESETS
@@ -60,35 +60,41 @@ def gaussian_optimizers(p: Any) -> dict[str, Found]:
     return {"DDS, SGD": {}} | {f"DDS, Adam {eta:g}": adam(eta) for eta in etas} | {"SDS, SGD": SDS}
 
 
+def gaussian_worlds(p: Any) -> tuple[GaussianWorld, Tensor, GaussianWorld]:
+    """Return the world of equal variances, the region of its edit, and the world of unequal variances."""
+    settings = scaled_linear(), p.size, p.edit_size, p.omega
+    world, region = disc_world(*settings)
+    unequal, _ = disc_world(*settings, (p.variance_inside, p.variance_outside))
+    return world.to(p.device), region.to(p.device), unequal.to(p.device)
+
+
 def gaussian_input(seed: int, world: GaussianWorld) -> Tensor:
     """Return an input, (1, 3, h, w), from a stream of its own: an edit draws timesteps and noise from the seed."""
     return world.sample(1, 1, torch.Generator().manual_seed(10_000 + seed))
 
 
 def gaussian(seed: int, p: Any, world: GaussianWorld, region: Tensor, unequal: GaussianWorld) -> Found:
-    """Edit one image of both disc worlds by every run: what became of the edit and of the background (D1)."""
+    """Edit one image of both disc worlds by every run: what became of the edit and of the background (D1).
+
+    Beside these numbers, named by run, what `gaussian_steps` finds.
+    """
     found: Found = {}
     for made, runs in ((world, gaussian_methods(p)), (unequal, gaussian_optimizers(p))):
         z_hat, outside, step = gaussian_input(seed, made), region == 0, made.mean[2] - made.mean[1]
         for name, options in runs.items():
             done = gaussian_edit(made, z_hat, p, seed, **options)
-            change, kind = done.z - z_hat, options.get("method", "dds")
-            goal = made.end_point(z_hat, 2, 1, p.omega, kind)
-            end = made.end_point(z_hat, 2, 1, p.omega, kind, options.get("lambda_id", 0.0))
+            change = done.z - z_hat
+            goal = made.end_point(z_hat, 2, 1, p.omega, options.get("method", "dds"))
             values = {
                 "completed": measures.completed(done.z, z_hat, goal, region),
                 "along": (change * step).sum() / (p.omega * step.square().sum()),
                 "spread": done.z[..., outside].std() / z_hat[..., outside].std(),
-                "change": change[..., outside].abs().max(),
                 "background": change[..., outside].square().mean().sqrt(),
-                "gap": (done.z - end).norm() / (z_hat - goal).norm(),
                 "share": measures.energy_share(done.update, region),
                 "gini": measures.gini(done.accumulated[-1]),
             }
             found |= {f"{key_of(name)}_{key}": float(value) for key, value in values.items()}
-    z_hat = gaussian_input(seed, world)
-    same = gaussian_edit(world, z_hat, p, seed, y=1).z
-    return found | {"same_prompt_change": (same - z_hat).abs().max().item()}
+    return found | gaussian_steps(seed, p, world, region)
 
 
 def gaussian_steps(seed: int, p: Any, world: GaussianWorld, region: Tensor, iterations: int = 400) -> Found:
@@ -125,14 +131,14 @@ def saliency_steps(p: Any) -> list[int]:
     return sorted({max(1, round(share * p.iterations)) for share in (0.05, 0.25, 1.0)})
 
 
-def longest(p: Any) -> int:
-    """Return the steps of the longest edit."""
-    return max(p.iterations, p.iterations_long)
-
-
 def path_steps(p: Any) -> list[int]:
     """Return the steps after which pictures are shown."""
-    return sorted({round(share * longest(p)) for share in (0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1)})
+    return sorted(
+        {
+            round(share * max(p.iterations, p.iterations_long))
+            for share in (0, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1)
+        }
+    )
 
 
 def digit_task(
@@ -146,15 +152,15 @@ def digit_task(
 
 
 def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classifier) -> Found:
-    """Edit held-out handwritten digits by every run, and the farthest pair of digits for longer (D2, D4)."""
+    """Edit held-out handwritten digits by every run, the farthest pair of digits for longer, and `written` (D2, D4)."""
     held_out = digits.split(digits.handwritten(classifier.size))[1]
     pairs = {"large": prompts.farthest_pair(HANDWRITTEN, classifier.size), "small": (p.source_digit, p.target_digit)}
     found: Found = {}
     for name, pair in pairs.items():
         inputs = digits.limited(held_out, p.images, classes=pair[:1], seed=seed).images
         y_hat, y = (prompts.prompt(digit, HANDWRITTEN) for digit in pair)
-        z_hat, edit = digit_task(seed, p, unet, schedule, inputs, y_hat, y, longest(p))
-        long = edit(iterations=longest(p))
+        z_hat, edit = digit_task(seed, p, unet, schedule, inputs, y_hat, y, max(p.iterations, p.iterations_long))
+        long = edit(iterations=max(p.iterations, p.iterations_long))
         read = prompts.reads(classifier, long.trajectory, pair[1], HANDWRITTEN)  # (n + 1, b)
         found |= {f"{name}_success": read.float().mean(1), f"{name}_path": long.trajectory[path_steps(p), :8]}
         found |= {f"steps_{name}": measures.first_read(read).float().mean(), f"never_{name}": (~read.any(0)).sum()}
@@ -180,7 +186,8 @@ def digit_edits(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Cl
         found |= {f"{key_of(name)}_{key}": value for key, value in values.items()}
     noise = torch.randn(n, p.images, *region.shape, generator=torch.Generator().manual_seed(seed))
     share = measures.energy_share(noise, region.cpu()).mean() - region.cpu().mean()
-    return found | {"inputs": z_hat[:12], "share_noise": share}
+    found |= {"inputs": z_hat[:12], "share_noise": share}
+    return found | written(seed, p, unet, schedule, classifier)
 
 
 def written(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classifier) -> Found:
@@ -305,10 +312,23 @@ def outputs(student: network.DistilledNetwork, z_hat: Tensor) -> Tensor:
     return torch.stack([network.apply(student, z_hat, k) for k in range(len(WANTED))])
 
 
+def network_trainings(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classifier) -> Found:
+    """Train a network of every variant, for the first seeds at every guidance scale (D6).
+
+    "VARIANT OMEGA measured" and "VARIANT OMEGA outputs" are those of `network_training`.
+    """
+    found: Found = {}
+    for omega in [p.omega, *(w for w in p.omegas if w != p.omega and seed < p.seed + p.sweep_seeds)]:
+        for variant in VARIANTS:
+            done = network_training(seed, p, unet, schedule, classifier, variant, omega)
+            found |= {f"{variant} {omega:g} {key}": value for key, value in done.items()}
+    return found
+
+
 def network_training(
     seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classifier, variant: str, omega: float
 ) -> Found:
-    """Train one network for all tasks (D6).
+    """Train one network for all tasks.
 
     At every checkpoint: `measured` are the `MEASURES` of the outputs for held-out inputs, (checkpoints, tasks, 4), and
     `outputs` those for the first ten, (checkpoints, tasks, 10, 1, h, w).

@@ -13,7 +13,7 @@ import torch
 from lib.ground.nets import Stack
 from lib.ground.toy2d import Mixture
 from lib.papers.rdmd import method as rdmd, quantiles, toy
-from lib.record.run import stacked
+from lib.record.replicates import stacked
 
 PICTURED = 400  # points of a drawn map
 
@@ -37,10 +37,19 @@ def three_minima(s: float, lambda_: float, weighting: str) -> dict[str, float | 
     }
 
 
-def circle_spread(s: float, lambda_: float) -> float:
-    """Spread of the objective over all angles at radius s, omega = 1: 0 if the whole circle is minimal (R1)."""
-    angles = np.linspace(-math.pi, math.pi, 721)
-    return float(np.ptp(rdmd.surface(np.full(721, s), angles, s, lambda_, rdmd.weightings()["one"])))
+def from_a_circle(s: float, lambda_: float, starts: int = 12) -> float:
+    """Descend from rotations all around; return how far from the minimum, or circle of minima, any of them ends (R1).
+
+    Without cost a descent is to end at radius s and at the angle it began with. No start is turned by exactly 180
+    degrees, a saddle.
+    """
+    nodes = rdmd.weightings(48)["one"]
+    gaps = []
+    for angle in 2 * math.pi * (np.arange(starts) + 0.5) / starts - math.pi:
+        end = rdmd.linear_descent(rdmd.rotation(0.5, angle), s, lambda_, nodes, steps=600)
+        goal = rdmd.rotation(rdmd.best_radius(s, lambda_), 0.0 if lambda_ else angle)
+        gaps.append(float((end - goal).norm()) / math.sqrt(2))
+    return max(gaps)
 
 
 def trained_maps(

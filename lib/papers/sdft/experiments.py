@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from lib.ground import diffusion
 from lib.ground.diffusion import Model, Schedule
 from lib.ground.finetune import Options
-from lib.ground.nets import eps_model
+from lib.ground.nets import eps_model, seeded, small_unet
 from lib.ground.noised_classifier import NoisedClassifier, train_noised
 from lib.measures import distances
 from lib.papers.baselines import asyrp, translation
 from lib.papers.baselines.egsde import egsde
 from lib.papers.sdft import method as sdft, traits
-from lib.worlds import digits, judge as judging
+from lib.worlds import digits, judge as judging, sources
 
 Measured = dict[str, Any]  # numbers and arrays by name
 Look = Callable[[Model], Tensor] | None
@@ -42,18 +42,28 @@ def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
     return np.array([distances.gain_at_equal_realism(*pair) for pair in pairs])
 
 
-def pure_noise(seed: int, p: Any, unet: Any, schedule: Schedule) -> Measured:
-    """S1: relative squared error of the noise predicted from pure noise and from noisy images, each (timesteps,)."""
-    generator, printed = rng(seed), digits.printed(unet.config.sample_size).images
-    eps = torch.randn(p.images, *printed.shape[1:], generator=generator).to(unet.device)
-    x0 = printed[torch.randint(len(printed), (p.images,), generator=generator)].to(unet.device)
+def pure_noise(seed: int, p: Any) -> Measured:
+    """S1: train a source, and feed it pure noise: relative squared error of the noise it predicts, (timesteps,).
+
+    "noise" is the error on pure noise, "images" that on its usual input, "untrained" that of an untrained network on
+    pure noise.
+    """
+    unet, schedule = sources.source_model(p.artefacts / f"source-{seed}", p.device, steps=p.source_steps, seed=seed)
+    untrained = seeded(seed, lambda: small_unet(unet.config["sample_size"])).to(p.device)
+    generator, printed = rng(seed), digits.printed(unet.config["sample_size"]).images
+    eps = torch.randn(p.images, *printed.shape[1:], generator=generator).to(p.device)
+    x0 = printed[torch.randint(len(printed), (p.images,), generator=generator)].to(p.device)
 
     @torch.no_grad()
-    def error(x: Tensor, t: int) -> float:
-        return ((eps_model(unet)(x, diffusion.batch_of(t, x)) - eps).square().mean() / eps.square().mean()).item()
+    def error(net: nn.Module, x: Tensor, t: int) -> float:
+        return ((eps_model(net)(x, diffusion.batch_of(t, x)) - eps).square().mean() / eps.square().mean()).item()
 
-    pairs = [(error(eps, t), error(schedule.add_noise(x0, eps, t), t)) for t in range(p.every, schedule.T, p.every)]
-    return dict(zip(("noise", "images"), np.array(pairs).T, strict=True))
+    found: dict[str, list[float]] = {"noise": [], "images": [], "untrained": []}
+    for t in range(p.every, schedule.T, p.every):
+        found["noise"].append(error(unet, eps, t))
+        found["images"].append(error(unet, schedule.add_noise(x0, eps, t), t))
+        found["untrained"].append(error(untrained, eps, t))
+    return {name: np.array(errors) for name, errors in found.items()}
 
 
 def arms(p: Any) -> dict[str, dict[str, float]]:
@@ -225,22 +235,28 @@ def edits(seed: int, p: Any, unet: Any, schedule: Schedule, judge: judging.Class
     return found
 
 
-def selection(seed: int, p: Any, device: torch.device) -> Measured:
+def selection(seed: int, p: Any) -> Measured:
     """S6: handwritten digits selected by the similarity to printed ones, for a scorer trained on printed digits alone.
 
-    By class (10, ...): precision, its average, recall, that of a random draw, the shift of ink and slant, what is
-    shown; for the whole curve: "passed" (thresholds, 10) of `THRESHOLDS` and "purity" (images, 10) of every selection.
+    By class (10, ...): precision, also of an untrained scorer and of the next class's prompt, its average, recall, the
+    shift of ink and slant, what is shown; for the whole curve: "passed" (thresholds, 10) of `THRESHOLDS` and "purity"
+    (images, 10) of every selection.
     """
     collection, (learned, prompts) = digits.handwritten(), digits.split(digits.printed())
     labels, n = collection.labels.numpy(), selected(p.share, len(collection.labels))
     wanted = labels[:, None] == np.arange(10)  # (images, 10)
-    net = traits.scorer(learned, seed, p.steps, device)
-    ours, printed = (judging.judge(net, d.images).features for d in (collection, prompts))
-    prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
-    similarity = F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2).numpy()  # (images, 10)
-    order = np.argsort(-similarity, axis=0)  # the most similar first
-    hits = np.take_along_axis(wanted, order, 0)  # whether the image at each rank is of the wanted class
-    purity = hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
+
+    def ranked(steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        net = traits.scorer(learned, seed, steps, p.device)
+        ours, printed = (judging.judge(net, d.images).features for d in (collection, prompts))
+        prompt = torch.stack([printed[prompts.labels == k].mean(0) for k in range(10)]) - printed.mean(0)  # (10, d)
+        similarity = F.cosine_similarity((ours - ours.mean(0))[:, None], prompt[None], dim=2).numpy()  # (images, 10)
+        order = np.argsort(-similarity, axis=0)  # the most similar first
+        hits = np.take_along_axis(wanted, order, 0)  # whether the image at each rank is of the wanted class
+        return similarity, order, hits.cumsum(0) / np.arange(1, len(hits) + 1)[:, None]
+
+    similarity, order, purity = ranked(p.steps)
+    taken = labels[order[:n]]  # (n, 10)
     images = collection.images.double()
     looks = torch.stack([(images[:, 0].mean((1, 2)) + 1) / 2, traits.slant(images)], dim=1).numpy()  # (images, 2)
     bias = np.full((10, 2), np.nan)
@@ -252,7 +268,8 @@ def selection(seed: int, p: Any, device: torch.device) -> Measured:
         "precision": purity[n - 1],
         "average_precision": average_precision_score(wanted, similarity, average=None),
         "recall": purity[n - 1] * n / np.bincount(labels),
-        "random": np.random.default_rng(seed).permutation(wanted)[:n].mean(0),
+        "untrained": ranked(0)[2][n - 1],
+        "next": np.array([(taken[:, (k + 1) % 10] == k).mean() for k in range(10)]),
         "bias": bias,
         "shown": order[[*range(8), *range(max(0, n - 8), n)]].T,
         "passed": (similarity[None] > THRESHOLDS[:, None, None]).mean(1),

@@ -26,7 +26,7 @@ def _fit(make: Callable[[], Any], loss: Loss, steps: int, seed: int, device: tor
     net = seeded(seed, make).to(device)
     generator = torch.Generator().manual_seed(seed)
     rule = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, steps, eta_min=0.0 if falling else 3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(rule, max(steps, 1), eta_min=0.0 if falling else 3e-3)
     for i in range(steps):
         rule.zero_grad()
         loss(net, i, generator).backward()

@@ -19,7 +19,8 @@ from tests.rounding import assert_same
 NETWORK = exact_denoiser(toy.SCHEDULE, toy.SOURCE)
 P = SimpleNamespace(
     shots=10,
-    nets=2,
+    draws=2,
+    device=torch.device("cpu"),
     width=8,
     source_steps=20,
     classifier_steps=10,
@@ -38,7 +39,6 @@ P = SimpleNamespace(
     samples=30,
     sweep_gammas=[0.0],
 )
-CPU = torch.device("cpu")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -162,21 +162,22 @@ def test_classifiers_learn_to_tell_target_from_source() -> None:
 
 
 def test_the_numbers_of_a_seed_do_not_depend_on_the_others() -> None:
-    sources = toy.source_networks(P, CPU)
-    both, one = (toy.first_gradient(seeds, P, sources) for seeds in ([3, 4], [4]))
+    sources = toy.source_networks([3, 4], P)
+    both, one = (toy.adapted(seeds, P) for seeds in ([3, 4], [4]))
     assert both.keys() == one.keys()
-    for key in both:
-        assert_same(torch.as_tensor(both[key][1:]), torch.as_tensor(one[key]), steps=P.classifier_steps)
+    for key in (key for key in both if both[key].dtype.kind == "f"):  # no counts of cells: rounding moves a point
+        pair = (torch.as_tensor(found[key], dtype=torch.float32) for found in (both, one))
+        assert_same(next(pair)[1:], next(pair), steps=P.source_steps + 2 * P.transfer_steps + 200)
     assert_same(toy.sampled(sources, [3, 4], 5, 40)[:, 1:], toy.sampled(sources.select([1]), [4], 5, 40), steps=40)
 
 
-def test_blocks_join_the_seeds() -> None:
-    found = toy.in_blocks(lambda seeds: {"seed": np.array(seeds)}, list(range(23)))
-    np.testing.assert_array_equal(found["seed"], np.arange(23))
+def test_steps_to_a_level_are_read_off_straight_lines() -> None:
+    start, curves = np.array([3.0, 3.0, 1.0]), np.array([[2.0, 1.0], [2.5, 2.0], [0.5, 0.4]])
+    np.testing.assert_allclose(toy.steps_to(1.5, [10, 30], start, curves), [20, np.nan, 0])
 
 
 def test_first_gradients_hold_all_arms_and_their_controls() -> None:
-    found = toy.first_gradient([0, 1, 2], P, toy.source_networks(P, CPU))
+    found = toy.first_gradient([0, 1, 2], P, toy.source_networks([0, 1, 2], P))
     assert all(values.shape == (3, 2) for values in found.values())
     assert all(((values >= 0) & (values <= 180)).all() for values in found.values())
     assert {"DDPM", "ANT", "flipped, exact", "references", "t 500: ANT", "sweep: DDPM", "omega 1 all"} <= found.keys()
@@ -187,7 +188,7 @@ def test_transfer_moves_the_samples_towards_the_target(monkeypatch: pytest.Monke
     monkeypatch.setattr(toy, "checkpoints", lambda p: [p.transfer_steps // 2, p.transfer_steps])
     changes = {"source_steps": 300, "transfer_steps": 60, "transfer_lr": 0.003, "width": 32, "sweep_lrs": []}
     settings = SimpleNamespace(**vars(P) | changes)
-    found = toy.transfer([0, 1], settings, toy.source_networks(settings, CPU))
+    found = toy.transfer([0, 1], settings, toy.source_networks([0, 1], settings))
     assert (found["10,000 samples w2"] < found["source w2"] - 0.5).all()
     assert (found["DDPM mean"] < found["source mean"]).all()
     assert found["ANT curve"].shape == (2, 2)

@@ -1,0 +1,188 @@
+"""Replicates of an experiment, one file each: what has ended is kept, what no longer holds is computed again.
+
+A file holds the arrays of one replicate, the parameters that were read for it, and a digest of the code that computed
+it. It holds for every run whose code has that digest and whose parameters agree in what was read.
+"""
+
+import ast
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from inspect import getsourcefile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lib.record.files import ROOT, room, write_atomic
+
+ABOUT = "about"  # the entry of a file that says where it comes from
+SETTINGS = {"artefacts", "device"}  # of a run; they are not among its parameters
+DATA = {".yaml", ".mplstyle", ".html", ".txt"}  # endings of files that modules of `lib` read
+Measured = dict[str, np.ndarray]
+
+
+class Noted:
+    """Parameters of a run that note which of them are read."""
+
+    def __init__(self, parameters: Any) -> None:
+        self._parameters, self._read = parameters, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a parameter, and note its name."""
+        value = getattr(self._parameters, name)
+        self._read.add(name)
+        return value
+
+    def noted(self) -> dict[str, Any]:
+        """Return what was read, as JSON gives it back."""
+        read = {name: getattr(self._parameters, name) for name in sorted(self._read - SETTINGS)}
+        return json.loads(json.dumps(read, default=str))
+
+
+def collect(
+    measure: Callable[..., Mapping[str, Any]],
+    seeds: Sequence[int],
+    parameters: Any,
+    folders: Sequence[Path],
+    world: Callable[[Any], Sequence[Any]] = lambda p: (),
+    block: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return what ``measure(seed, parameters, *world(parameters))`` finds, stacked over the seeds.
+
+    Finished replicates come from the first of `folders` that holds them; the others are computed, and each is written
+    to the first folder as it ends. With a `block`, ``measure(seeds, ...)`` computes so many side by side, and what it
+    returns has a leading axis for them. `about` goes into the files.
+    """
+    code = digest(measure)
+    found = {seed: _kept(seed, folders, code, parameters) for seed in seeds}
+    missing = [seed for seed in seeds if found[seed] is None]
+    if missing:
+        noted = Noted(parameters)
+        opened = world(noted)
+        size = block or 1
+        for i in tqdm(range(0, len(missing), size), desc=measure.__name__):
+            chunk, began = missing[i : i + size], time.perf_counter()
+            rows = _rows(measure(chunk if block else chunk[0], noted, *opened), len(chunk) if block else 0)
+            words: dict[str, Any] = {"parameters": noted.noted(), "code": code, **(about or {})}
+            words["seconds"] = round((time.perf_counter() - began) / len(chunk), 2)
+            words["finished"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+            for seed, row in zip(chunk, rows, strict=True):
+                _write(folders[0] / f"{seed}.npz", row, words)
+                found[seed] = row
+    return stacked(found.values())
+
+
+def stacked(replicates: Any) -> dict[str, np.ndarray]:
+    """Return each value of several replicates as one array (replicates, ...); one that some lack has fewer rows."""
+    found: dict[str, list] = {}
+    for replicate in replicates:
+        for name, value in replicate.items():
+            found.setdefault(name, []).append(_array(value))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
+
+
+def _rows(measured: Mapping[str, Any], block: int) -> Iterator[Measured]:
+    """Yield the arrays of each replicate of a block, or of the one that was measured alone."""
+    arrays = {name: _array(value) for name, value in measured.items()}
+    if not block:
+        yield arrays
+    for i in range(block):
+        yield {name: array[i] for name, array in arrays.items()}
+
+
+def _write(path: Path, row: Measured, about: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **row, **{ABOUT: np.array(json.dumps(about))})
+    with room(path.parent):
+        write_atomic(path, buffer.getvalue())
+
+
+def read(path: Path) -> tuple[Measured, dict[str, Any]]:
+    """Return the arrays of a file and where they come from; numpy's errors if it is damaged."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    return arrays, json.loads(str(arrays.pop(ABOUT)))
+
+
+def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> Measured | None:
+    """Return a replicate from the disk if one holds; say so if it is damaged or no longer does."""
+    for path in (folder / f"{seed}.npz" for folder in folders):
+        if not path.is_file():
+            continue
+        try:
+            row, about = read(path)
+        except Exception as error:
+            print(f"{path}: damaged ({type(error).__name__}), computed again")
+            continue
+        now = json.loads(
+            json.dumps({name: getattr(parameters, name, None) for name in about["parameters"]}, default=str)
+        )
+        changed = [name for name, value in about["parameters"].items() if now[name] != value]
+        if about["code"] == code and not changed:
+            return row
+        print(f"{path.name} of {path.parent.name}: {', '.join(changed) or 'its code'} has changed, computed again")
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- the code behind it
+
+
+@cache
+def digest(measure: Callable[..., Any]) -> str:
+    """Return a digest of the code of a measure: its module and all it imports, without comments and docstrings.
+
+    `lib.record` is left out: it keeps numbers and computes none.
+    """
+    total = hashlib.sha256(measure.__qualname__.encode())
+    start = Path(getsourcefile(measure) or "")
+    for path in sorted({start, *modules(start)}):
+        if (ROOT / "lib" / "record") not in path.parents:
+            total.update(_meaning(path))
+    return total.hexdigest()[:16]
+
+
+def modules(path: Path) -> set[Path]:
+    """Return the files of `lib` that a file imports, directly or through others, and the data files beside them."""
+    found: set[Path] = set()
+    queue = [path]
+    while queue:
+        new = _imported(queue.pop()) - found
+        found |= new
+        queue += new
+    return found | {data for module in found for data in module.parent.rglob("*") if data.suffix in DATA}
+
+
+@cache
+def _imported(path: Path) -> frozenset[Path]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.split(".")[0] == "lib")
+    return frozenset(file for file in files if file.exists())
+
+
+@cache
+def _meaning(path: Path) -> bytes:
+    """Return what a file says, whatever its comments, docstrings and layout; of a data file, its bytes."""
+    if path.suffix != ".py":
+        return path.read_bytes()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()
