@@ -5,10 +5,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir)))
 from tools import notebooks as nb
+from tools.resources import resources as asked_for
 
 PROFILE = config["profile"]
 RUN = f"runs/{PROFILE}"
-GPU = int(PROFILE in ("gpu", "paper"))
+
+# On a cluster the book is built where `make book` runs: it needs no GPU, and no place in the queue.
+localrules:
+    all,
+    book,
+
 
 rule all:
     input:
@@ -36,13 +42,13 @@ for name in nb.names():
             f"{RUN}/logs/{name}.log",
         threads: 1
         # What others wait for starts first, then what takes longest, so that it does not run alone at the end.
-        priority: int(nb.seconds(name)) + 10_000 * any(name in nb.needs(other) for other in nb.names())
+        priority: int(nb.recorded(name, "cpu").get("seconds", 0)) + 10_000 * any(name in nb.needs(other) for other in nb.names())
         resources:
-            gpu=GPU,
+            **asked_for(name, PROFILE),
         message:
             f"{name} ({PROFILE})"
         shell:
-            "{sys.executable:q} -m tools.execute {params.name} --profile {params.profile} >{log} 2>&1"
+            "{sys.executable:q} -m tools.execute {params.name} --profile {params.profile} --gpus {resources.gpu} >{log} 2>&1"
 
 
 rule book:

@@ -29,8 +29,9 @@ from lib.record import run as record
 run = record.start("NAME", globals())
 # %%
 """
-BOOK = """from pathlib import Path
-page = Path("runs/smoke/book/_build/html/index.html")
+BOOK = """import sys
+from pathlib import Path
+page = Path("runs", sys.argv[-1], "book/_build/html/index.html")
 page.parent.mkdir(parents=True, exist_ok=True)
 page.write_text("book")
 """
@@ -96,14 +97,15 @@ def notebook(folder, chapter, name, code):
     (folder / "notebooks" / chapter / f"{name}.smoke.yaml").write_text("profile: smoke\nsteps: 2\n")
 
 
-def call(folder):
+def call(folder, profile="smoke", **environment):
     python = folder / ".venv" / "bin" / "python"
-    command = [str(python) if python.exists() else sys.executable, "-m", "tools.run", "--profile", "smoke"]
-    return {"args": [*command, "--cores", "2"], "cwd": folder, "env": {**os.environ, "PYTHONPATH": str(folder)}}
+    command = [str(python) if python.exists() else sys.executable, "-m", "tools.run", "--profile", profile]
+    environment |= {"PYTHONPATH": str(folder)}
+    return {"args": [*command, "--cores", "2"], "cwd": folder, "env": {**os.environ, **environment}}
 
 
-def make(folder):
-    return subprocess.run(**call(folder), capture_output=True, text=True, check=False)
+def make(folder, **settings):
+    return subprocess.run(**call(folder, **settings), capture_output=True, text=True, check=False)
 
 
 def test_failure_is_kept_others_finish_and_the_next_call_resumes(copy):
@@ -144,6 +146,22 @@ def test_two_runs_do_not_meet_and_one_that_was_killed_is_gone_on_with(copy):
     notebook(copy, "paper", "02_bad", "run.finish()")
     done = make(copy)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_notebooks_at_a_time_have_a_device_each(copy):
+    meet = """import os, time
+from pathlib import Path
+run.number("device", int(os.environ["CUDA_VISIBLE_DEVICES"]))
+(run.folder / f"{os.getpid()}.here").touch()
+while len(list(run.folder.glob("*.here"))) < 2:
+    time.sleep(0.1)
+run.finish()"""
+    for name in ("01_good", "02_bad"):
+        notebook(copy, "paper", name, meet)
+    done = make(copy, profile="gpu", GPUS="2", CUDA_VISIBLE_DEVICES="4,7", TMPDIR=str(copy.parent))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in (copy / "runs" / "gpu" / "results").glob("*.json")]
+    assert sorted(one["numbers"]["device"]["mean"] for one in results) == [4, 7]
 
 
 def test_a_sixth_paper_is_three_folders_a_page_and_its_claims(tmp_path):

@@ -14,6 +14,7 @@ from jupytext.combine import combine_inputs_with_outputs
 from papermill.exceptions import PapermillExecutionError
 
 from lib.record.files import ROOT
+from tools import devices
 from tools.notebooks import drop_progress_bars, parameters, paths
 
 
@@ -54,6 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--gpus", type=int, default=0, choices=(0, 1))
     arguments = parser.parse_args()
     run = ROOT / "runs" / arguments.profile
     failed = run / "failed"
@@ -61,11 +63,15 @@ def main() -> int:
     final = run / "notebooks" / f"{arguments.name}.ipynb"
     for folder in (failed, prepared.parent, final.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    for kept in failed.glob(f"{arguments.name}.*"):  # by an earlier try
+        kept.unlink()
     nbformat.write(read_source(arguments.name), prepared)
     values = parameters(arguments.name, arguments.profile)
     os.environ["TQDM_DISABLE"] = "1"  # tqdm's widgets do not read it; `tidy` drops those
     if arguments.profile in ("smoke", "cpu"):
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    if arguments.gpus:
+        devices.take(devices.visible())
     logging.getLogger("papermill.translators").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(str(prepared), str(output), values, kernel_name="python3", progress_bar=False)

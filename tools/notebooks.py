@@ -47,10 +47,10 @@ def needs(name: str) -> list[str]:
     return jupytext.read(paths()[name]).metadata.get("companion", {}).get("needs", [])
 
 
-def seconds(name: str) -> float:
-    """Return how long a notebook took at `cpu`, by the committed results; 0 if they have none."""
-    path = ROOT / "results" / "cpu" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["seconds"] if path.exists() else 0.0
+def recorded(name: str, profile: str) -> dict[str, Any]:
+    """Return the provenance of a notebook's committed results: seconds, memory; empty if there are none."""
+    path = ROOT / "results" / profile / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"] if path.exists() else {}
 
 
 def profile_file(name: str, profile: str) -> Path | None:
@@ -77,6 +77,7 @@ def lib_modules(name: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found | data)
 
 
+@functools.cache
 def _lib_files(path: Path) -> set[Path]:
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -90,8 +91,12 @@ def _lib_files(path: Path) -> set[Path]:
 
 def claims_of(name: str) -> dict:
     """Return the entries of claims.yaml that a notebook judges."""
-    entries = yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
-    return {key: entry for key, entry in entries.items() if entry.get("notebook") == name}
+    return {key: entry for key, entry in _claims().items() if entry.get("notebook") == name}
+
+
+@functools.cache
+def _claims() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8"))
 
 
 def claims_digest(name: str) -> str:
