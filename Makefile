@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PROFILE ?= cpu
 CORES ?= all
+ENGINE ?= local
 UV := uv==0.13.8
 BIN := .venv/bin
 TESTS ?= tests
@@ -33,7 +34,7 @@ setup: .venv/.ready  ## make .venv with the locked versions
 	@touch $@
 
 book: .venv/.ready  ## run every notebook that is not up to date, build the book
-	@$(BIN)/python -m tools.run --profile $(PROFILE) --cores $(CORES)
+	@$(BIN)/python -m tools.run --profile $(PROFILE) --engine $(ENGINE) --cores $(CORES)
 
 preview: .venv/.ready  ## build the book from the committed outputs; runs no experiment
 	@$(BIN)/python -m tools.book --committed

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 
 from lib.record.files import PROFILES, ROOT
+
+ENGINES = {"local": "tools/snakemake", "slurm": "tools/snakemake/slurm"}  # and their workflow profiles
+
+
+def cancel_jobs_left(prefix: str) -> None:
+    """Cancel what a killed run left in Slurm's queue, by its jobs' names: it would write the files of this run."""
+
+    def slurm(*command: str) -> str:
+        try:
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"ENGINE: slurm given, but {command[0]} fails: {' '.join(error.stderr.split())}")
+
+    while left := [
+        number
+        for number, name in map(str.split, slurm("squeue", "--me", "--noheader", "--format=%A %j").splitlines())
+        if name.startswith(prefix)
+    ]:
+        slurm("scancel", *left)
+        time.sleep(1)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--cores", default="all", help="number of cores, or all")
-    parser.add_argument("--gpus", type=int, default=os.environ.get("GPUS", 1), help="notebooks on GPUs at a time")
+    parser.add_argument("--engine", default="local", help="local, or slurm: each notebook a job of a cluster")
+    parser.add_argument("--cores", default="all", help="number of cores of this machine, or all")
+    parser.add_argument("--gpus", default=os.environ.get("GPUS", "1"), help="jobs on GPUs of this machine at a time")
     arguments = parser.parse_args()
     if arguments.profile not in PROFILES:
         sys.exit(f"PROFILE: '{arguments.profile}' given; one of {', '.join(PROFILES)}")
+    if arguments.engine not in ENGINES:
+        sys.exit(f"ENGINE: '{arguments.engine}' given; {' or '.join(ENGINES)}")
+    if arguments.engine == "slurm" and not shutil.which("sbatch"):
+        sys.exit("ENGINE: slurm given, but sbatch is not found; run this where jobs are submitted from")
+    if not arguments.gpus.isdecimal() or not int(arguments.gpus):
+        sys.exit(f"GPUS: '{arguments.gpus}' given; a whole number from 1")
     try:
         import fcntl
     except ImportError:
@@ -34,9 +63,15 @@ def main() -> int:
         )
     shutil.rmtree(run / "failed", ignore_errors=True)
     command = [
-        *(sys.executable, "-m", "snakemake", "--workflow-profile", "tools/snakemake", "--cores", arguments.cores),
-        *("--resources", f"gpu={arguments.gpus}", "--config", f"profile={arguments.profile}"),
+        *(sys.executable, "-m", "snakemake", "--workflow-profile", ENGINES[arguments.engine]),
+        *("--config", f"profile={arguments.profile}"),
     ]
+    if arguments.engine == "local":
+        command += ["--cores", arguments.cores, "--resources", f"gpu={arguments.gpus}"]
+    else:
+        prefix = f"{arguments.profile}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+        cancel_jobs_left(prefix)
+        command += ["--slurm-jobname-prefix", prefix, "--slurm-logdir", str(run / "logs" / "slurm")]
     # Our lock in place of Snakemake's: the system frees it when the last of the two is dead, however it died.
     code = subprocess.run([*command, "--nolock"], cwd=ROOT, check=False, pass_fds=[lock.fileno()]).returncode
     for path in sorted((run / "failed").glob("*.txt")):
