@@ -1,0 +1,158 @@
+"""The smoke DAG through a real Slurm, every notebook on one of two pretended GPUs, with what may happen on the way.
+
+Needs root and Debian's packages (`cluster`, beside this file) and starts from an empty `runs/smoke`: done with
+SLURM_TEST=1 only, as .ci/run does.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+import yaml
+
+from lib.record.files import ROOT
+from tools.notebooks import names
+
+pytestmark = pytest.mark.skipif(os.environ.get("SLURM_TEST") != "1", reason="SLURM_TEST=1 is not set")
+CLUSTER = ROOT / "tests" / "slurm" / "cluster"
+RUN = ROOT / "runs" / "smoke"
+PATIENCE = 1500  # seconds
+
+
+def slurm(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def until(happened, run):
+    """Wait until something has happened in a run that goes on."""
+    end = time.monotonic() + PATIENCE
+    while not (found := happened()):
+        assert run.poll() is None, "the run ended too early"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+    return found
+
+
+class Watch(threading.Thread):
+    """Sees, five times a second, which processes of jobs hold which device: a notebook's, and its kernel's."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.held = {}  # process of the notebook -> its name, its job, its device, when it was first and last seen
+        self.together = []  # what was seen on one device at one moment
+        self.over = threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.2):
+            now = time.time()
+            found = {}
+            for process in psutil.process_iter():
+                try:
+                    command, environment = process.cmdline(), process.environ()
+                except psutil.Error:
+                    continue
+                if environment.get("SLURM_JOB_ID") and "tools.execute" in command:
+                    name = command[command.index("tools.execute") + 1]
+                    device = environment.get("CUDA_VISIBLE_DEVICES")
+                    one = [name, environment["SLURM_JOB_ID"], device, now, now]
+                    self.held.setdefault(process.pid, one)[4] = now
+                    found.setdefault(device, set()).add(process.pid)
+                elif environment.get("SLURM_JOB_ID") and "ipykernel_launcher" in command:  # may outlive the notebook's
+                    parent = int(environment["JPY_PARENT_PID"])
+                    self.held.get(parent, [0] * 5)[4] = now
+                    found.setdefault(environment.get("CUDA_VISIBLE_DEVICES"), set()).add(parent)
+            self.now = {pid for pids in found.values() for pid in pids}
+            self.together += [sorted(pids) for pids in found.values() if len(pids) > 1]
+
+    now = frozenset()  # the processes of notebooks that run
+
+
+@pytest.fixture
+def cluster():
+    subprocess.run([CLUSTER, "start"], check=True)
+    yield
+    subprocess.run([CLUSTER, "stop"], check=True)
+
+
+@pytest.fixture
+def make(cluster, tmp_path):
+    """Return what starts a run, with the settings that a user would have for this cluster."""
+    site = {
+        "slurm-status-command": "squeue",  # no accounts are kept here
+        "slurm-init-seconds-before-status-checks": 2,
+        "set-resources": {f"notebook_{name}": {"gpu": 1} for name in names()},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(site))
+    started = []
+
+    def start():
+        command = ["make", "book", "PROFILE=smoke", "ENGINE=slurm"]
+        environment = {**os.environ, "SNAKEMAKE_PROFILE": str(tmp_path)}
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_smoke_dag_through_slurm(make):
+    shutil.rmtree(RUN, ignore_errors=True)
+    watch = Watch()
+    watch.start()
+
+    # The machine that submits goes down: its jobs stay, and the next run cancels them before it begins.
+    run = make()
+    until(lambda: len(watch.now) == 2, run)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    left = set(slurm("squeue", "--noheader", "--format=%A"))
+    assert left
+    run = make()
+    until(lambda: set(slurm("squeue", "--noheader", "--format=%A")) - left, run)
+    assert not left & set(slurm("squeue", "--noheader", "--format=%A"))
+
+    # A node goes down in the middle: Slurm kills its jobs, and starts them again once it is back.
+    until(lambda: len(list((RUN / "results").glob("*.json"))) >= 3 and len(watch.now) == 2, run)
+    fallen = set(watch.now)
+    (node,) = slurm("sinfo", "--noheader", "--format=%n")
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    until(lambda: not watch.now, run)
+    slurm("scontrol", "update", f"nodename={node}", "state=resume")
+
+    # A job is cancelled, as one is that wants more memory than it asked for: it comes again and asks for twice as much.
+    until(lambda: len(watch.now - fallen) == 2, run)
+    name, job, *_ = watch.held[min(watch.now)]
+    asked = slurm("squeue", "--noheader", "--jobs", job, "--format=%m %k")[0]
+    slurm("scancel", job)
+    again = until(lambda: _asked_again(name, job), run)
+    assert int(again.rstrip("M")) == 2 * int(asked.rstrip("M"))
+
+    assert run.wait(PATIENCE) == 0
+    watch.over.set()
+    watch.join()
+    for name, job, device, first, last in sorted(watch.held.values(), key=lambda one: one[3]):
+        begun = time.strftime("%H:%M:%S", time.localtime(first))
+        print(f"{begun} {last - first:6.1f} s, GPU {device}, job {job}: {name}")
+    assert not watch.together, "two notebooks at a time on one device"
+    assert {one[2] for one in watch.held.values()} == {"0", "1"}
+    assert all(sum(one[0] == watch.held[pid][0] for one in watch.held.values()) >= 2 for pid in fallen)
+    assert (RUN / "book" / "_build" / "html" / "index.html").exists()
+    for name in names():
+        assert json.loads((RUN / "results" / f"{name}.json").read_text())["provenance"]["profile"] == "smoke"
+
+
+def _asked_again(name, job):
+    """Return the memory that another job of this notebook asks for, if there is one."""
+    lines = subprocess.run(
+        ["squeue", "--noheader", "--format=%A %m %k"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    rows = [line.split() for line in lines]
+    return next((memory for number, memory, rule in rows if rule == f"rule_notebook_{name}" and number != job), None)
