@@ -15,7 +15,7 @@ NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax 
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  PROFILE=smoke|cpu|gpu|paper where it applies (default cpu)"
+	@echo "  PROFILE=smoke|cpu|record|gpu|paper where it applies (default cpu)"
 
 setup: .venv/.ready  ## make .venv with the locked versions
 

@@ -21,6 +21,34 @@ rule all:
         f"{RUN}/book/_build/html/index.html",
 
 
+for job in (job for name in nb.names() for job in nb.blocks(name, PROFILE)):
+
+    rule:
+        name:
+            f"replicates_{job.notebook}_{job.function}_{job.seeds[0]}"
+        input:
+            parameters=[str(path) for path in [nb.profile_file(job.notebook, PROFILE)] if path],
+            modules=nb.lib_modules(job.notebook),
+            needs=[f"{RUN}/results/{other}.json" for other in nb.needs(job.notebook)],
+        output:
+            # The files of the replicates are no outputs: what has ended stays when a job is killed.
+            touch(nb.done(job, RUN)),
+        params:
+            job=job,
+            profile=PROFILE,
+        log:
+            f"{RUN}/logs/{job.notebook}.{job.function}.{job.seeds[0]}.log",
+        threads: 1
+        priority: int(nb.recorded(job.notebook, PROFILE).get("seconds", 0)) + 1000
+        resources:
+            **asked_for(job.notebook, PROFILE),
+        message:
+            f"{job.notebook}: {job.function}, seeds {job.seeds[0]} to {job.seeds[-1]} ({PROFILE})"
+        shell:
+            "{sys.executable:q} -m tools.replicate {params.job.notebook} {params.job.function} {params.job.seeds[0]}"
+            " --profile {params.profile} --gpus {resources.gpu} >{log} 2>&1"
+
+
 for name in nb.names():
 
     rule:
@@ -31,6 +59,7 @@ for name in nb.names():
             parameters=[str(path) for path in [nb.profile_file(name, PROFILE)] if path],
             modules=nb.lib_modules(name),
             needs=[f"{RUN}/results/{other}.json" for other in nb.needs(name)],
+            replicates=[nb.done(job, RUN) for job in nb.blocks(name, PROFILE)],
         output:
             notebook=f"{RUN}/notebooks/{name}.ipynb",
             results=f"{RUN}/results/{name}.json",
@@ -42,7 +71,7 @@ for name in nb.names():
             f"{RUN}/logs/{name}.log",
         threads: 1
         # What others wait for starts first, then what takes longest, so that it does not run alone at the end.
-        priority: int(nb.recorded(name, "cpu").get("seconds", 0)) + 10_000 * any(name in nb.needs(other) for other in nb.names())
+        priority: int(nb.recorded(name, PROFILE).get("seconds", 0)) + 10_000 * any(name in nb.needs(other) for other in nb.names())
         resources:
             **asked_for(name, PROFILE),
         message:

@@ -1,8 +1,8 @@
 """Build the book from executed notebooks and their results; nothing is run again.
 
 `python -m tools.book --profile cpu` takes `runs/cpu/`, `--committed` takes what is in the tree (notebooks,
-`results/cpu/`, `figures/`). Sources are staged in `runs/PROFILE/book-src/`, only changed files are written, so that a
-second build reads only what changed. Any warning fails the build.
+`results/record/`, `figures/`). Sources are staged in `runs/PROFILE/book-src/`, only changed files are written, so that
+a second build reads only what changed. Any warning fails the build.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from lib.record import claims
-from lib.record.files import PROFILES, ROOT, UserError, read_results
+from lib.record.files import PROFILES, RECORD, ROOT, UserError, read_results
 from tools.notebooks import drop_progress_bars, folders, names, paths
 
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
@@ -35,11 +35,11 @@ class Sources:
     def __init__(self, profile: str, committed: bool) -> None:
         base = ROOT / "runs" / ("preview" if committed else profile)
         run = ROOT / "runs" / profile
-        self.profile = "cpu" if committed else profile
+        self.profile = RECORD if committed else profile
         self.committed = committed
         self.staged, self.built = base / "book-src", base / "book"
         self.run = run
-        self.results = ROOT / "results" / "cpu" if committed else run / "results"
+        self.results = ROOT / "results" / RECORD if committed else run / "results"
         self.figures = ROOT / "figures" if committed else run / "figures"
         self.command = "make refresh" if committed else f"make book PROFILE={profile}"
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib.record.files import ROOT, read_results
+from lib.record.files import RECORD, ROOT, read_results
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--profile", default=RECORD)
     parser.add_argument("--old", type=Path, help="folder of results (default results/PROFILE)")
     parser.add_argument("--new", type=Path, help="folder of results (default runs/PROFILE/results)")
     arguments = parser.parse_args()

@@ -6,14 +6,14 @@ import argparse
 import signal
 
 from lib.record import claims
-from lib.record.files import ROOT
+from lib.record.files import RECORD, ROOT
 from tools.compare import collect
 
 
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `make claims | head` ends quietly
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--profile", default=RECORD)
     profile = parser.parse_args().profile
     judged = collect(ROOT / "results" / profile) | collect(ROOT / "runs" / profile / "results")  # a newer run wins
     print("\t".join(("id", "profile", "verdict", "expected", "measured", "n")))

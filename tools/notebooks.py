@@ -9,16 +9,16 @@ import ast
 import functools
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jupytext
 import yaml
 
-from lib.record.files import ROOT
-
-DATA = {".yaml", ".mplstyle", ".html", ".txt"}  # endings of files that modules of `lib` read
+from lib.record.files import RECORD, ROOT
+from lib.record.replicates import modules
 
 
 @functools.cache
@@ -48,8 +48,11 @@ def needs(name: str) -> list[str]:
 
 
 def recorded(name: str, profile: str) -> dict[str, Any]:
-    """Return the provenance of a notebook's committed results: seconds, memory; empty if there are none."""
-    path = ROOT / "results" / profile / f"{name}.json"
+    """Return the provenance of a notebook's committed results: seconds, memory; empty if there are none.
+
+    `smoke` and `cpu` are the record with fewer steps or replicates.
+    """
+    path = ROOT / "results" / (RECORD if profile in ("smoke", "cpu") else profile) / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))["provenance"] if path.exists() else {}
 
 
@@ -67,26 +70,73 @@ def parameters(name: str, profile: str) -> dict[str, Any]:
 
 def lib_modules(name: str) -> list[str]:
     """Return the files of `lib` that a notebook imports, directly or through others, and the data files beside them."""
-    found: set[Path] = set()
-    queue = [paths()[name]]
-    while queue:
-        new = _lib_files(queue.pop()) - found
-        found |= new
-        queue += new
-    data = {path for module in found for path in module.parent.rglob("*") if path.suffix in DATA}
-    return sorted(str(path.relative_to(ROOT)) for path in found | data)
+    return sorted(str(path.relative_to(ROOT)) for path in modules(paths()[name]))
 
 
-@functools.cache
-def _lib_files(path: Path) -> set[Path]:
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-    files = (ROOT.joinpath(*m.split(".")).with_suffix(".py") for m in modules if m.split(".")[0] == "lib")
-    return {file for file in files if file.exists()}
+class Block(NamedTuple):
+    """Replicates that one job computes before their notebook runs: a function of a module, and its seeds."""
+
+    notebook: str
+    module: str
+    function: str
+    world: str  # the function that opens what it needs, `module:name`; empty: none
+    block: int  # replicates side by side; 0: one after the other
+    seeds: list[int]
+
+
+def blocks(name: str, profile: str) -> list[Block]:
+    """Return the jobs of a notebook's replicates, read from its calls of `run.replicates`.
+
+    By what the record took, a job has replicates for a minute at least; all, where they are small.
+    """
+    tree, known = _tree(name), parameters(name, profile)
+    given = {**_declared(tree), **known}
+    seeds = list(range(given.get("seed", 0), given.get("seed", 0) + given.get("seeds", 0)))
+    places = _places(tree)
+    found = []
+    for call in (
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and _text(node.func) == "run.replicates"
+    ):
+        module, function = _place(call.args[0], places)
+        world = ":".join(_place(call.args[1], places)) if len(call.args) > 1 else ""
+        block = next((ast.literal_eval(k.value) for k in call.keywords if k.arg == "block"), 0)
+        took = recorded(name, profile).get("replicates", {}).get(function)
+        size = len(seeds) if profile == "smoke" else max(block, math.ceil(60 / took) if took else 1, 1)
+        for i in range(0, len(seeds), size):
+            found.append(Block(name, module, function, world, block, seeds[i : i + size]))
+    return found
+
+
+def done(job: Block, run: str) -> str:
+    """Return the file that says that a job of replicates has ended."""
+    return f"{run}/replicates/{job.notebook}/{job.function}/{job.seeds[0]}-{job.seeds[-1]}.done"
+
+
+def _tree(name: str) -> ast.Module:
+    return ast.parse(paths()[name].read_text(encoding="utf-8"))
+
+
+def _declared(tree: ast.Module) -> dict[str, Any]:
+    """Return the numbers and texts that the parameters cell declares."""
+    found = (node for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant))
+    return {_text(node.target): node.value.value for node in found}
+
+
+def _places(tree: ast.Module) -> dict[str, str]:
+    """Return name -> where it was imported from, `package.module`."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+
+
+def _place(node: ast.expr, places: dict[str, str]) -> tuple[str, str]:
+    """Return the module and name of a function that a notebook names: `module.function`, or one that it imported."""
+    first, _, rest = _text(node).partition(".")
+    module, _, name = f"{places[first]}.{rest}".strip(".").rpartition(".")
+    return module, name
+
+
+def _text(node: ast.expr) -> str:
+    return ast.unparse(node)
 
 
 def claims_of(name: str) -> dict:

@@ -1,4 +1,4 @@
-"""Keep the numbers of README.md in step with results/cpu: the scorecard and the cost table are written, not typed."""
+"""Keep the numbers of README.md in step with results/record: scorecard and cost table are written, not typed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import sys
 
 from lib.record import claims, show
-from lib.record.files import ROOT, read_results
+from lib.record.files import RECORD, ROOT, read_results
 from tools.notebooks import paths
 
 README, TEMPLATES = ROOT / "README.md", ROOT / "tools" / "templates"
@@ -14,7 +14,7 @@ README, TEMPLATES = ROOT / "README.md", ROOT / "tools" / "templates"
 
 def updated(text: str) -> str:
     """Return the README with its generated blocks written anew."""
-    results = [read_results(path) for path in sorted((ROOT / "results" / "cpu").glob("*.json"))]
+    results = [read_results(path) for path in sorted((ROOT / "results" / RECORD).glob("*.json"))]
     found = {key: value for one in results for key, value in one["claims"].items() if value["checks"]}
     entries = claims.load(ROOT / "claims.yaml")
     values = {

@@ -8,7 +8,7 @@ import sys
 
 import nbformat
 
-from lib.record.files import ROOT, read_results
+from lib.record.files import RECORD, ROOT, read_results
 from tools import readme
 from tools.notebooks import names, paths
 
@@ -21,7 +21,7 @@ def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--profile", default=RECORD)
     profile = parser.parse_args().profile
     run = ROOT / "runs" / profile
     finished = [name for name in names() if (run / "results" / f"{name}.json").exists()]
@@ -31,14 +31,16 @@ def main() -> None:
     for name in finished:
         results = read_results(run / "results" / f"{name}.json")
         shutil.copy2(run / "results" / f"{name}.json", ROOT / "results" / profile / f"{name}.json")
-        if profile == "cpu":  # the tree shows the notebooks and figures of the default profile
+        if profile == RECORD:  # the tree shows the notebooks and figures of the record, and keeps its replicates
             stored = nbformat.read(run / "notebooks" / f"{name}.ipynb", as_version=4)
             nbformat.write(committed_form(stored), paths()[name].with_suffix(".ipynb"))
             _replace_figures(name, results["figures"], run / "figures")
-        print(
-            f"{name}: results{', notebook, figures' if profile == 'cpu' else ''} of {results['provenance']['finished']}"
-        )
-    if profile == "cpu":
+            kept = run / "replicates" / name
+            if kept.exists():
+                shutil.copytree(kept, ROOT / "results" / profile / "replicates" / name, dirs_exist_ok=True)
+        more = ", notebook, figures, replicates" if profile == RECORD else ""
+        print(f"{name}: results{more} of {results['provenance']['finished']}")
+    if profile == RECORD:
         readme.main()
 
 

@@ -17,7 +17,7 @@ UNKNOWN = {"mem_mb": 16_000, "runtime": 24 * 60}  # where no run of this profile
 
 def resources(name: str, profile: str) -> dict[str, Any]:
     """Return what a job of notebook `name` asks for, in Snakemake's words."""
-    run = recorded(name, "cpu" if profile == "smoke" else profile)  # smoke is cpu with fewer steps
+    run = recorded(name, profile)
     used = {"mem_mb": 1000 * run["peak_memory_gb"], "runtime": run["seconds"] / 60} if run else {}
     wanted = {key: max(LEAST[key], MARGIN * used[key]) if used else UNKNOWN[key] for key in LEAST}
     return {"gpu": int(profile in ("gpu", "paper"))} | {key: growing(round(value)) for key, value in wanted.items()}

@@ -26,7 +26,8 @@ except ImportError:  # Windows
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
-PROFILES = ("smoke", "cpu", "gpu", "paper")
+PROFILES = ("smoke", "cpu", "record", "gpu", "paper")
+RECORD = "record"  # the profile whose results are committed and judge the claims
 OURS = ".companion"  # what the names of marks, drafts and locks begin with
 MARK, DRAFT, LOCK = f"{OURS}.json", f"{OURS}-", f"{OURS}.lock"
 SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "lost+found"}  # of nobody

@@ -54,16 +54,16 @@ def collect(
     world: Callable[[Any], Sequence[Any]] = lambda p: (),
     block: int = 0,
     about: Mapping[str, Any] | None = None,
-) -> dict[str, np.ndarray]:
-    """Return what ``measure(seed, parameters, *world(parameters))`` finds, stacked over the seeds.
+) -> tuple[Measured, list[float]]:
+    """Return what ``measure(seed, parameters, *world(parameters))`` finds, stacked over the seeds, and seconds of each.
 
     Finished replicates come from the first of `folders` that holds them; the others are computed, and each is written
     to the first folder as it ends. With a `block`, ``measure(seeds, ...)`` computes so many side by side, and what it
     returns has a leading axis for them. `about` goes into the files.
     """
     code = digest(measure)
-    found = {seed: _kept(seed, folders, code, parameters) for seed in seeds}
-    missing = [seed for seed in seeds if found[seed] is None]
+    found = {seed: kept for seed in seeds if (kept := _kept(seed, folders, code, parameters))}
+    missing = [seed for seed in seeds if seed not in found]
     if missing:
         noted = Noted(parameters)
         opened = world(noted)
@@ -72,12 +72,12 @@ def collect(
             chunk, began = missing[i : i + size], time.perf_counter()
             rows = _rows(measure(chunk if block else chunk[0], noted, *opened), len(chunk) if block else 0)
             words: dict[str, Any] = {"parameters": noted.noted(), "code": code, **(about or {})}
-            words["seconds"] = round((time.perf_counter() - began) / len(chunk), 2)
+            words["seconds"] = seconds = round((time.perf_counter() - began) / len(chunk), 2)
             words["finished"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             for seed, row in zip(chunk, rows, strict=True):
                 _write(folders[0] / f"{seed}.npz", row, words)
-                found[seed] = row
-    return stacked(found.values())
+                found[seed] = row, seconds
+    return stacked(found[seed][0] for seed in seeds), [found[seed][1] for seed in seeds]
 
 
 def stacked(replicates: Any) -> dict[str, np.ndarray]:
@@ -116,8 +116,8 @@ def read(path: Path) -> tuple[Measured, dict[str, Any]]:
     return arrays, json.loads(str(arrays.pop(ABOUT)))
 
 
-def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> Measured | None:
-    """Return a replicate from the disk if one holds; say so if it is damaged or no longer does."""
+def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> tuple[Measured, float] | None:
+    """Return a replicate from the disk, and its seconds, if one holds; say so if it is damaged or no longer does."""
     for path in (folder / f"{seed}.npz" for folder in folders):
         if not path.is_file():
             continue
@@ -131,7 +131,7 @@ def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> Mea
         )
         changed = [name for name, value in about["parameters"].items() if now[name] != value]
         if about["code"] == code and not changed:
-            return row
+            return row, about["seconds"]
         print(f"{path.name} of {path.parent.name}: {', '.join(changed) or 'its code'} has changed, computed again")
     return None
 

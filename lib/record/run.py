@@ -56,6 +56,7 @@ class Run:
         self.claims: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
         self._began = time.perf_counter()
+        self._took: dict[str, float] = {}  # seconds of a replicate, by experiment
         self._entries = claims.load(ROOT / "claims.yaml")
         writable(self.folder)
         tell_of_another_lib()
@@ -84,8 +85,11 @@ class Run:
         name = Path("replicates", self.notebook, measure.__name__)
         folders = [self.folder / name, ROOT / "results" / self.parameters.profile / name]
         about = {"commit": commit(), "hardware": self.hardware(), "torch": version("torch")}
-        seeds = self.seed_list if seeds is None else seeds
-        return replicates.collect(measure, seeds, self.parameters, folders, world, block, about)
+        seeds, began = self.seed_list if seeds is None else seeds, time.perf_counter()
+        found, took = replicates.collect(measure, seeds, self.parameters, folders, world, block, about)
+        self._began += time.perf_counter() - began - sum(took)  # what they cost, here or in jobs of their own
+        self._took[measure.__name__] = round(float(np.mean(took)), 2)
+        return found
 
     def number(self, key: str, values: Any, unit: str = "", digits: int = 3) -> None:
         """Record a measured number, its values over seeds, or `Shares`; pages of the book quote it by `key`."""
@@ -133,6 +137,7 @@ class Run:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "hardware": self.hardware(),
             "seconds": round(time.perf_counter() - self._began, 1),
+            "replicates": self._took,
             "peak_memory_gb": peak_memory(),
             "peak_gpu_memory_gb": round(torch.cuda.max_memory_allocated() / 1024**3, 2) if gpu else None,
             "finished": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -96,6 +96,14 @@ def shared(p: Any) -> World:
     return unet, schedule, sources.judge_for(unet, p.artefacts, p.judge_steps, p.device)
 
 
+def trained(p: Any) -> World:
+    """Train the model with prompts as the parameters of 41_dds_digits say, if it is not there; return as `shared`."""
+    if not p.source:
+        settings = {"size": p.size, "channels": p.channels, "steps": p.prompt_steps, "batch": p.batch, "lr": p.lr}
+        class_model(p.artefacts / "prompts", p.device, **settings, ema=p.ema)
+    return shared(p)
+
+
 def mean_images(domain: int, size: int = 16) -> Tensor:
     """Return the mean image of every digit of a domain, training part only: (10, 1, size, size)."""
     images, prompts = training_set(size)

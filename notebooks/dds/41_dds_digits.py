@@ -99,12 +99,9 @@ run = record.start("41_dds_digits", globals())
 p, HANDWRITTEN = run.parameters, judges.HANDWRITTEN
 if p.source_digit == p.target_digit:
     raise UserError(f"source_digit, target_digit: both are {p.source_digit}; give two digits that differ")
-if not p.source:
-    settings = {"size": p.size, "channels": p.channels, "steps": p.prompt_steps, "batch": p.batch, "lr": p.lr}
-    digit_prompts.class_model(run.artefacts / "prompts", **settings, ema=p.ema, device=run.device)
 
 # %%
-unet, schedule, judge = digit_prompts.shared(p)
+unet, schedule, judge = digit_prompts.trained(p)
 chosen = p.source_digit, p.target_digit
 means = digit_prompts.mean_images(HANDWRITTEN, judge.size)
 region = measures.strokes(*(means[digit] for digit in chosen))
@@ -135,7 +132,7 @@ for form in (dds, fast):
 # every target, guidance scale and optimiser, so they are computed once.
 
 # %%
-found = run.replicates(experiments.digit_edits, digit_prompts.shared)
+found = run.replicates(experiments.digit_edits, digit_prompts.trained)
 
 # %% [markdown]
 # ## Result

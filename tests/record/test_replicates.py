@@ -60,7 +60,8 @@ def collect(module, tmp_path, capsys):
     """Collect, and say which seeds were computed and what was told."""
 
     def call(seeds=(0, 1, 2), p=P, name="measure", **options):
-        found = replicates.collect(getattr(load(module), name), seeds, p, [tmp_path / "kept"], **options)
+        found, took = replicates.collect(getattr(load(module), name), seeds, p, [tmp_path / "kept"], **options)
+        assert len(took) == len(seeds)
         lines = capsys.readouterr().out.splitlines()
         computed = [int(line.split()[1]) for line in lines if line.startswith("computing")]
         return found, computed, [line for line in lines if not line.startswith("computing")]
@@ -138,7 +139,7 @@ def test_where_a_replicate_comes_from_stands_in_it(collect, tmp_path):
 def test_a_committed_record_is_found_too(module, tmp_path):
     measure = load(module).measure
     replicates.collect(measure, [0, 1], P, [tmp_path / "record"])
-    found = replicates.collect(measure, [0, 1, 2], P, [tmp_path / "run", tmp_path / "record"])
+    found, _ = replicates.collect(measure, [0, 1, 2], P, [tmp_path / "run", tmp_path / "record"])
     assert found["a"].tolist() == [0, 2, 4]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["2.npz"]
 

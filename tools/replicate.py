@@ -1,0 +1,58 @@
+"""Compute replicates of an experiment before its notebook runs, which then finds them: one job of the DAG."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Any
+
+import jupytext
+
+from lib.record import run as record
+from lib.record.files import UserError
+from tools import devices
+from tools.notebooks import blocks, parameters, paths
+
+
+def started(name: str, profile: str) -> record.Run:
+    """Return the run of a notebook as its parameters cell begins it, without the rest of the notebook."""
+    cells = jupytext.read(paths()[name]).cells
+    namespace: dict[str, Any] = {"__annotations__": {}}
+    exec(next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), namespace)
+    given = {key: namespace[key] for key in namespace["__annotations__"]} | parameters(name, profile)
+    return record.start(name, {"__annotations__": namespace["__annotations__"], **given})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="a notebook")
+    parser.add_argument("function", help="the experiment that it measures")
+    parser.add_argument("seed", type=int, help="the first of the job's seeds")
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--gpus", type=int, default=0, choices=(0, 1))
+    arguments = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
+    if arguments.gpus:
+        devices.take(devices.visible())
+    job = next(
+        block
+        for block in blocks(arguments.name, arguments.profile)
+        if (block.function, block.seeds[0]) == (arguments.function, arguments.seed)
+    )
+    world = {}
+    if job.world:
+        module, function = job.world.split(":")
+        world = {"world": getattr(importlib.import_module(module), function)}
+    measure = getattr(importlib.import_module(job.module), job.function)
+    try:
+        started(job.notebook, arguments.profile).replicates(measure, **world, block=job.block, seeds=job.seeds)
+    except UserError as error:
+        print(f"{arguments.name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
