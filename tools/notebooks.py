@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import jupytext
 import yaml
 
+from lib.record.code import modules
 from lib.record.files import RECORD, ROOT
-from lib.record.replicates import modules
 
 
 @functools.cache

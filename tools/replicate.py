@@ -20,7 +20,8 @@ def started(name: str, profile: str) -> record.Run:
     """Return the run of a notebook as its parameters cell begins it, without the rest of the notebook."""
     cells = jupytext.read(paths()[name]).cells
     namespace: dict[str, Any] = {"__annotations__": {}}
-    exec(next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), namespace)
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    exec(compile(source, f"{name}: parameters", "exec", dont_inherit=True), namespace)
     given = {key: namespace[key] for key in namespace["__annotations__"]} | parameters(name, profile)
     return record.start(name, {"__annotations__": namespace["__annotations__"], **given})
 

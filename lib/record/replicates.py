@@ -4,15 +4,11 @@ A file holds the arrays of one replicate, the parameters that were read for it, 
 it. It holds for every run whose code has that digest and whose parameters agree in what was read.
 """
 
-import ast
-import hashlib
 import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +16,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib.record.files import ROOT, room, write_atomic
+from lib.record.code import digest
+from lib.record.files import room, write_atomic
 
 ABOUT = "about"  # the entry of a file that says where it comes from
 SETTINGS = {"artefacts", "device"}  # of a run; they are not among its parameters
-DATA = {".yaml", ".mplstyle", ".html", ".txt"}  # endings of files that modules of `lib` read
 Measured = dict[str, np.ndarray]
 
 
@@ -134,55 +130,3 @@ def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> tup
             return row, about["seconds"]
         print(f"{path.name} of {path.parent.name}: {', '.join(changed) or 'its code'} has changed, computed again")
     return None
-
-
-# ------------------------------------------------------------------------------------------------- the code behind it
-
-
-@cache
-def digest(measure: Callable[..., Any]) -> str:
-    """Return a digest of the code of a measure: its module and all it imports, without comments and docstrings.
-
-    `lib.record` is left out: it keeps numbers and computes none.
-    """
-    total = hashlib.sha256(measure.__qualname__.encode())
-    start = Path(getsourcefile(measure) or "")
-    for path in sorted({start, *modules(start)}):
-        if (ROOT / "lib" / "record") not in path.parents:
-            total.update(_meaning(path))
-    return total.hexdigest()[:16]
-
-
-def modules(path: Path) -> set[Path]:
-    """Return the files of `lib` that a file imports, directly or through others, and the data files beside them."""
-    found: set[Path] = set()
-    queue = [path]
-    while queue:
-        new = _imported(queue.pop()) - found
-        found |= new
-        queue += new
-    return found | {data for module in found for data in module.parent.rglob("*") if data.suffix in DATA}
-
-
-@cache
-def _imported(path: Path) -> frozenset[Path]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.split(".")[0] == "lib")
-    return frozenset(file for file in files if file.exists())
-
-
-@cache
-def _meaning(path: Path) -> bytes:
-    """Return what a file says, whatever its comments, docstrings and layout; of a data file, its bytes."""
-    if path.suffix != ".py":
-        return path.read_bytes()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:]
-    return ast.dump(tree).encode()

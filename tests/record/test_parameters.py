@@ -69,7 +69,7 @@ def test_papermill_strings_are_coerced(given, expected):
         ({"rate": float("nan")}, ["rate: ", "finite"]),
         ({"lambdas": [0.1, -1]}, ["lambdas[1]: -1"]),
         ({"heun": "perhaps"}, ["heun: ", "'perhaps'"]),
-        ({"profile": "huge"}, ["profile: 'huge'", "'smoke', 'cpu', 'gpu' or 'paper'"]),
+        ({"profile": "huge"}, ["profile: 'huge'", "'smoke', 'cpu', 'record', 'gpu' or 'paper'"]),
         ({"device": "tpu"}, ["device: 'tpu'", "'auto', 'cpu' or 'cuda'"]),
     ],
 )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lib.record import replicates
+from lib.record import code, replicates
 from lib.record.files import ROOT, UserError
 
 MODULE = '''
@@ -51,7 +51,7 @@ def load(path):
     spec = importlib.util.spec_from_file_location("experiment", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    replicates._meaning.cache_clear()
+    code._meaning.cache_clear()
     return loaded
 
 
@@ -160,17 +160,17 @@ def test_a_full_disk_costs_the_running_one_only(collect, tmp_path, monkeypatch):
 
 
 def test_a_killed_process_loses_the_running_replicate_only(module, tmp_path):
-    code = f"""
+    program = f"""
         import sys
         sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
         from pathlib import Path
         from types import SimpleNamespace
         import experiment
-        from lib.record import replicates
+        from lib.record import code, replicates
         p = SimpleNamespace(size=3, pause=0.4)
         replicates.collect(experiment.measure, range(6), p, [Path({str(tmp_path / "kept")!r})])
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-c", textwrap.dedent(program)]
     kept = tmp_path / "kept"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while len(list(kept.glob("[0-9]*.npz"))) < 3:
@@ -185,6 +185,6 @@ def test_a_killed_process_loses_the_running_replicate_only(module, tmp_path):
 
 
 def test_modules_are_found_through_imports():
-    found = {str(path.relative_to(ROOT)) for path in replicates.modules(ROOT / "lib/papers/sdft/experiments.py")}
+    found = {str(path.relative_to(ROOT)) for path in code.modules(ROOT / "lib/papers/sdft/experiments.py")}
     assert {"lib/worlds/digits.py", "lib/ground/diffusion.py", "lib/record/files.py"} <= found
     assert "lib/papers/ant/method.py" not in found
