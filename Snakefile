@@ -9,6 +9,8 @@ from tools.resources import resources as asked_for
 
 PROFILE = config["profile"]
 RUN = f"runs/{PROFILE}"
+if PROFILE in nb.ONE_THREAD:
+    shell.prefix("export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1; ")
 
 # On a cluster the book is built where `make book` runs: it needs no GPU, and no place in the queue.
 localrules:

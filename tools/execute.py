@@ -13,9 +13,9 @@ import papermill
 from jupytext.combine import combine_inputs_with_outputs
 from papermill.exceptions import PapermillExecutionError
 
-from lib.record.files import RECORD, ROOT
+from lib.record.files import ROOT
 from tools import devices
-from tools.notebooks import drop_progress_bars, parameters, paths
+from tools.notebooks import ONE_THREAD, drop_progress_bars, parameters, paths
 
 
 def read_source(name: str) -> nbformat.NotebookNode:
@@ -68,7 +68,7 @@ def main() -> int:
     nbformat.write(read_source(arguments.name), prepared)
     values = parameters(arguments.name, arguments.profile)
     os.environ["TQDM_DISABLE"] = "1"  # tqdm's widgets do not read it; `tidy` drops those
-    if arguments.profile in ("smoke", "cpu", RECORD):
+    if arguments.profile in ONE_THREAD:
         os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     if arguments.gpus:
         devices.take(devices.visible())

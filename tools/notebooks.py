@@ -20,6 +20,9 @@ import yaml
 from lib.record.code import modules
 from lib.record.files import RECORD, ROOT
 
+# Of one thread a job: two threads beside another job are several times slower, and sums depend on their number.
+ONE_THREAD = ("smoke", "cpu", RECORD)
+
 
 @functools.cache
 def paths() -> dict[str, Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -34,7 +33,6 @@ def main() -> int:
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--gpus", type=int, default=0, choices=(0, 1))
     arguments = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
     if arguments.gpus:
         devices.take(devices.visible())
     job = next(
