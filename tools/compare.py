@@ -12,7 +12,7 @@ from lib.record.files import RECORD, ROOT, read_results
 
 def collect(folder: Path) -> dict[str, Any]:
     """Return claim id -> judged claim over every results file of a folder."""
-    files = sorted(folder.glob("*.json"))
+    files = sorted(folder.glob("[0-9]*.json"))
     return {key: judged for path in files for key, judged in read_results(path)["claims"].items()}
 
 

@@ -14,7 +14,7 @@ README, TEMPLATES = ROOT / "README.md", ROOT / "tools" / "templates"
 
 def updated(text: str) -> str:
     """Return the README with its generated blocks written anew."""
-    results = [read_results(path) for path in sorted((ROOT / "results" / RECORD).glob("*.json"))]
+    results = [read_results(path) for path in sorted((ROOT / "results" / RECORD).glob("[0-9]*.json"))]
     found = {key: value for one in results for key, value in one["claims"].items() if value["checks"]}
     entries = claims.load(ROOT / "claims.yaml")
     values = {

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from lib.record.files import PROFILES, ROOT
+from lib.record.files import PROFILES, ROOT, read_results as read
 
 ENGINES = {"local": "tools/snakemake", "slurm": "tools/snakemake/slurm"}  # and their workflow profiles
 
@@ -31,6 +32,14 @@ def cancel_jobs_left(prefix: str) -> None:
     ]:
         slurm("scancel", *left)
         time.sleep(1)
+
+
+def agreement(results: Path) -> list[str]:
+    """Return what a run says of the record: each claim's agreement, those that differ by name."""
+    claims = {key: found for path in sorted(results.glob("[0-9]*.json")) for key, found in read(path)["claims"].items()}
+    said = {key: found["record"]["agrees"] for key, found in claims.items() if found.get("record")}
+    words = sorted({word for word in said.values() if word})
+    return [f"{word}: {', '.join(key for key in said if said[key] == word)}" for word in words]
 
 
 def main() -> int:
@@ -78,6 +87,8 @@ def main() -> int:
         print(f"failed: {path.read_text(encoding='utf-8').strip()}", file=sys.stderr)
     index = run / "book" / "_build" / "html" / "index.html"
     if code == 0:
+        for line in agreement(run / "results"):
+            print(line)
         print(f"the book: {index.relative_to(ROOT)}")
     else:
         print(f"not built: see {run.relative_to(ROOT)}/logs; `make book` resumes with what is missing", file=sys.stderr)

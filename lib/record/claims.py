@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 from markupsafe import Markup
+from scipy import stats
 
 from lib.record import show
 from lib.record.files import UserError
@@ -236,10 +237,47 @@ def verdict(entry: dict[str, Any], checks: Iterable[Check]) -> tuple[str, str]:
     return "reproduced", ""
 
 
+# ----------------------------------------------------------------------------------- a reader's run against the record
+
+AGREEMENT = ("same", "compatible", "differs")
+
+
+def agreement(now: Check, record: Check, machine: float | None) -> str:
+    """Return whether a check's values are those of the record: same, compatible with them, or different.
+
+    *Same*: with equal seeds no value is farther away than machines differ, 3 sqrt(2) `machine`, the standard deviation
+    between machines. *Compatible*: the difference of the means lies in the pooled 95 % t interval around 0.
+    """
+    x, y = (np.array(check.get("values", [check["mean"]]), dtype=float) for check in (now, record))
+    if np.isnan(x).any() or np.isnan(y).any():
+        return "same" if np.isnan(x).any() == np.isnan(y).any() else "differs"
+    shared = min(len(x), len(y))
+    near = 3 * math.sqrt(2) * (machine or 0.0) + 1e-6 * float(np.abs(y).max())  # the seventh digit is rounding
+    if np.abs(x[:shared] - y[:shared]).max() <= max(near, now.get("tolerance", 0.0)):
+        return "same"
+    n, m = len(x), len(y)
+    if n + m < 3:
+        return "differs"
+    x, y = x.reshape(n, -1), y.reshape(m, -1)
+    squares = ((x - x.mean(0)) ** 2).sum(0) + ((y - y.mean(0)) ** 2).sum(0)
+    t = float(stats.t.ppf(1 - 0.025 / x.shape[1], n + m - 2))
+    limit = t * np.sqrt(squares / (n + m - 2) * (1 / n + 1 / m))
+    return "compatible" if (np.abs(x.mean(0) - y.mean(0)) <= limit).all() else "differs"
+
+
+def against(now: dict[str, Any], record: dict[str, Any], machines: dict[str, float]) -> dict[str, str]:
+    """Return the record's verdict on a claim and whether a run agrees with it, by the check that agrees least."""
+    then = {check["name"]: check for check in record["checks"]}
+    found = [agreement(check, then[check["name"]], machines.get(check["name"])) for check in now["checks"]]
+    says = max(found, key=AGREEMENT.index, default="")
+    return {"verdict": record["verdict"], "reason": record["reason"], "agrees": says}
+
+
 def card(claim_id: str, judged: dict[str, Any], foot: str = "", template: str = "card.html") -> str:
     """Return the claim card of a judged claim as HTML; `foot` is HTML for its last line."""
     values = {
         "reason": "",
+        "record": None,
         **judged,
         "id": claim_id,
         "foot": Markup(foot),

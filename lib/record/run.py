@@ -18,7 +18,17 @@ import torch
 from IPython.display import display
 
 from lib.record import claims, replicates, show
-from lib.record.files import ROOT, SCHEMA, UserError, expanded, tell_of_another_lib, writable, write_atomic
+from lib.record.files import (
+    RECORD,
+    ROOT,
+    SCHEMA,
+    UserError,
+    expanded,
+    read_results,
+    tell_of_another_lib,
+    writable,
+    write_atomic,
+)
 from lib.record.intervals import Shares
 from lib.record.parameters import validate
 
@@ -123,6 +133,11 @@ class Run:
         return self._entries[claim_id]
 
     def _card(self, claim_id: str, judged: dict[str, Any]) -> None:
+        path = ROOT / "results" / RECORD / f"{self.notebook}.json"
+        if self.parameters.profile == "cpu" and path.is_file():
+            then = read_results(path)["claims"].get(claim_id)
+            if then and then["entry"] == json.loads(json.dumps(judged["entry"])):  # judged by the same rules
+                judged |= {"record": claims.against(judged, then, _machines(path.parent).get(claim_id, {}))}
         self.claims[claim_id] = judged
         card, words = claims.card(claim_id, judged), claims.card_text(claim_id, judged)
         display({"text/html": card, "text/plain": words}, raw=True)
@@ -167,6 +182,12 @@ class Run:
         where = provenance["hardware"]["gpu"] or provenance["hardware"]["cpu"]
         state = f"commit {provenance['commit'][:10]}{' with local changes' if provenance['dirty'] else ''}"
         print(f"{self.notebook}: {provenance['seconds']:.0f} s, {provenance['peak_memory_gb']} GB, {where}, {state}")
+
+
+def _machines(record: Path) -> dict[str, dict[str, float]]:
+    """Return claim -> check -> standard deviation between machines, where two have computed the same replicates."""
+    path = record / "machines.json"
+    return json.loads(path.read_text(encoding="utf-8"))["spread"] if path.is_file() else {}
 
 
 def _plain(value: Any) -> Any:

@@ -128,6 +128,36 @@ def test_numbers_read_well():
     assert claims.interval(3.0) == {"mean": 3.0, "low": 3.0, "high": 3.0, "n": 1}
 
 
+@pytest.mark.parametrize(
+    ("values", "machine", "says"),
+    [
+        ([0.5, 0.6], 0.0, "same"),
+        ([0.51, 0.6], 0.0, "compatible"),
+        ([0.51, 0.6], 0.01, "same"),
+        ([0.55], 0.0, "compatible"),
+        ([5.0, 5.1], 0.0, "differs"),
+        ([5.0], 0.0, "differs"),
+        ([np.nan, 0.6], 0.0, "differs"),
+    ],
+)
+def test_a_readers_run_against_the_record(values, machine, says):
+    record = judged()
+    now = claims.judge("T1", ENTRY, {**GOOD, "gain": values})
+    assert claims.against(now, record, {"gain": machine})["agrees"] == says
+    assert claims.against(now, record, {})["verdict"] == "reproduced"
+
+
+def test_an_exact_number_is_the_records_within_its_tolerance():
+    assert claims.against(judged(size=1.1), judged(), {})["agrees"] == "same"
+    assert claims.against(judged(size=1.2), judged(), {})["agrees"] == "differs"
+
+
+def test_a_card_says_what_the_record_says():
+    found = judged() | {"record": claims.against(judged(), judged(), {})}
+    for written in (claims.card("T1", found), claims.card_text("T1", found)):
+        assert "same" in written
+
+
 NEEDS = {"gain": {"delta"}, "no harm": {"delta"}, "equal": {"value", "delta"}, "exact": {"value", "tolerance"}}
 
 
