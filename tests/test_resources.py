@@ -9,7 +9,6 @@ import pytest
 
 from lib.record.files import ROOT
 from tools import devices, resources
-from tools.notebooks import recorded
 
 TAKE = """import os, time
 from tools import devices
@@ -19,23 +18,30 @@ time.sleep(600)
 """
 
 
-def asked(name, profile, attempt=1):
-    found = resources.resources(name, profile)
-    return found["gpu"], found["mem_mb"](None, attempt), found["runtime"](None, attempt)
+@pytest.fixture
+def asked(monkeypatch):
+    """Return what asks for one job, by a record of one profile."""
+    runs = {
+        ("long", "cpu"): {"peak_memory_gb": 2.5, "seconds": 3000},
+        ("short", "cpu"): {"peak_memory_gb": 1, "seconds": 9},
+    }
+    monkeypatch.setattr(resources, "recorded", lambda name, profile: runs.get((name, profile), {}))
+
+    def ask(name, profile, attempt=1):
+        found = resources.resources(name, profile)
+        return found["gpu"], found["mem_mb"](None, attempt), found["runtime"](None, attempt)
+
+    return ask
 
 
-def test_memory_and_time_follow_the_record_and_double_at_the_second_attempt():
-    run = recorded("41_dds_digits", "cpu")
-    memory, minutes = max(4000, round(3000 * run["peak_memory_gb"])), round(3 * run["seconds"] / 60)
-    assert minutes > 30
-    assert asked("41_dds_digits", "cpu") == (0, memory, minutes)
-    assert asked("41_dds_digits", "cpu", attempt=2) == (0, 2 * memory, 2 * minutes)
-    assert asked("41_dds_digits", "smoke") == asked("41_dds_digits", "cpu")
+def test_memory_and_time_follow_the_record_and_double_at_the_second_attempt(asked):
+    assert asked("long", "cpu") == (0, 7500, 150)
+    assert asked("long", "cpu", attempt=2) == (0, 15_000, 300)
 
 
-def test_short_jobs_have_a_floor_and_unknown_ones_a_default():
-    assert asked("00_start", "cpu") == (0, 4000, 30)
-    assert asked("no such notebook", "paper") == (1, 16_000, 24 * 60)
+def test_short_jobs_have_a_floor_and_unknown_ones_a_default(asked):
+    assert asked("short", "cpu") == (0, 4000, 30)
+    assert asked("long", "paper") == (1, 16_000, 24 * 60)
 
 
 @pytest.fixture

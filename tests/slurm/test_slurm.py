@@ -1,4 +1,4 @@
-"""The smoke DAG through a real Slurm, every notebook on one of two pretended GPUs, with what may happen on the way.
+"""The smoke DAG through a real Slurm, every job on one of two pretended GPUs, with what may happen on the way.
 
 Needs root and Debian's packages (`cluster`, beside this file) and starts from an empty `runs/smoke`: done with
 SLURM_TEST=1 only, as .ci/run does.
@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -29,6 +30,12 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
+def memories():
+    """Return the jobs that wait or run: number -> rule, and the MB it asks for."""
+    words = slurm("squeue", "--noheader", "--format=%A %k %m")
+    return {number: (rule, int(mb.rstrip("M"))) for number, rule, mb in zip(*[iter(words)] * 3, strict=True)}
+
+
 def until(happened, run):
     """Wait until something has happened in a run that goes on."""
     end = time.monotonic() + PATIENCE
@@ -40,11 +47,11 @@ def until(happened, run):
 
 
 class Watch(threading.Thread):
-    """Sees, five times a second, which processes of jobs hold which device: a notebook's, and its kernel's."""
+    """Sees, five times a second, which jobs' processes hold which device: those of the DAG's tools, and kernels."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.held = {}  # process of the notebook -> its name, its job, its device, when it was first and last seen
+        self.held = {}  # process of a tool -> its command, its job, its device, when it was first and last seen
         self.together = []  # what was seen on one device at one moment
         self.over = threading.Event()
 
@@ -57,20 +64,18 @@ class Watch(threading.Thread):
                     command, environment = process.cmdline(), process.environ()
                 except psutil.Error:
                     continue
-                if environment.get("SLURM_JOB_ID") and "tools.execute" in command:
-                    name = command[command.index("tools.execute") + 1]
-                    device = environment.get("CUDA_VISIBLE_DEVICES")
-                    one = [name, environment["SLURM_JOB_ID"], device, now, now]
-                    self.held.setdefault(process.pid, one)[4] = now
+                job, device = environment.get("SLURM_JOB_ID"), environment.get("CUDA_VISIBLE_DEVICES")
+                if job and "--gpus" in command and command[2].startswith("tools."):
+                    self.held.setdefault(process.pid, [command[2:], job, device, now, now])[4] = now
                     found.setdefault(device, set()).add(process.pid)
-                elif environment.get("SLURM_JOB_ID") and "ipykernel_launcher" in command:  # may outlive the notebook's
+                elif job and "ipykernel_launcher" in command:  # may outlive the notebook's process
                     parent = int(environment["JPY_PARENT_PID"])
                     self.held.get(parent, [0] * 5)[4] = now
-                    found.setdefault(environment.get("CUDA_VISIBLE_DEVICES"), set()).add(parent)
+                    found.setdefault(device, set()).add(parent)
             self.now = {pid for pids in found.values() for pid in pids}
             self.together += [sorted(pids) for pids in found.values() if len(pids) > 1]
 
-    now = frozenset()  # the processes of notebooks that run
+    now = frozenset()  # the processes that run
 
 
 @pytest.fixture
@@ -83,10 +88,12 @@ def cluster():
 @pytest.fixture
 def make(cluster, tmp_path):
     """Return what starts a run, with the settings that a user would have for this cluster."""
+    listed = [sys.executable, "-m", "snakemake", "--list-rules", "--config", "profile=smoke"]
+    rules = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     site = {
         "slurm-status-command": "squeue",  # no accounts are kept here
         "slurm-init-seconds-before-status-checks": 2,
-        "set-resources": {f"notebook_{name}": {"gpu": 1} for name in names()},
+        "set-resources": {rule: {"gpu": 1} for rule in rules if rule not in ("all", "book")},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(site))
     started = []
@@ -120,7 +127,7 @@ def test_smoke_dag_through_slurm(make):
     assert not left & set(slurm("squeue", "--noheader", "--format=%A"))
 
     # A node goes down in the middle: Slurm kills its jobs, and starts them again once it is back.
-    until(lambda: len(list((RUN / "results").glob("*.json"))) >= 3 and len(watch.now) == 2, run)
+    until(lambda: len(watch.held) >= 6 and len(watch.now) == 2, run)
     fallen = set(watch.now)
     (node,) = slurm("sinfo", "--noheader", "--format=%n")
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
@@ -129,30 +136,21 @@ def test_smoke_dag_through_slurm(make):
 
     # A job is cancelled, as one is that wants more memory than it asked for: it comes again and asks for twice as much.
     until(lambda: len(watch.now - fallen) == 2, run)
-    name, job, *_ = watch.held[max(watch.now, key=lambda pid: watch.held[pid][3])]  # the one that has just begun
-    asked = slurm("squeue", "--noheader", "--jobs", job, "--format=%m %k")[0]
+    _, job, *_ = watch.held[max(watch.now, key=lambda pid: watch.held[pid][3])]  # the one that has just begun
+    rule, memory = memories()[job]
     slurm("scancel", job)
-    again = until(lambda: _asked_again(name, job), run)
-    assert int(again.rstrip("M")) == 2 * int(asked.rstrip("M"))
+    again = until(lambda: [one for other, one in memories().items() if other != job and one[0] == rule], run)
+    assert again == [(rule, 2 * memory)]
 
     assert run.wait(PATIENCE) == 0
     watch.over.set()
     watch.join()
-    for name, job, device, first, last in sorted(watch.held.values(), key=lambda one: one[3]):
+    for command, job, device, first, last in sorted(watch.held.values(), key=lambda one: one[3]):
         begun = time.strftime("%H:%M:%S", time.localtime(first))
-        print(f"{begun} {last - first:6.1f} s, GPU {device}, job {job}: {name}")
-    assert not watch.together, "two notebooks at a time on one device"
+        print(f"{begun} {last - first:6.1f} s, GPU {device}, job {job}: {' '.join(command)}")
+    assert not watch.together, "two jobs at a time on one device"
     assert {one[2] for one in watch.held.values()} == {"0", "1"}
     assert any(one[:2] == watch.held[pid][:2] for pid in fallen for it, one in watch.held.items() if it != pid)  # again
     assert (RUN / "book" / "_build" / "html" / "index.html").exists()
     for name in names():
         assert json.loads((RUN / "results" / f"{name}.json").read_text())["provenance"]["profile"] == "smoke"
-
-
-def _asked_again(name, job):
-    """Return the memory that another job of this notebook asks for, if there is one."""
-    lines = subprocess.run(
-        ["squeue", "--noheader", "--format=%A %m %k"], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    rows = [line.split() for line in lines]
-    return next((memory for number, memory, rule in rows if rule == f"rule_notebook_{name}" and number != job), None)
