@@ -11,7 +11,7 @@ MOMENTS ?= 12
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
-.PHONY: help setup book test kills lab preview refresh compare claims bench lint unit nbval book-check lock
+.PHONY: help setup book record test kills lab preview refresh compare claims bench lint unit nbval book-check lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,11 +36,16 @@ setup: .venv/.ready  ## make .venv with the locked versions
 book: .venv/.ready  ## run every notebook that is not up to date, build the book
 	@$(BIN)/python -m tools.run --profile $(PROFILE) --engine $(ENGINE) --cores $(CORES)
 
+record: .venv/.ready  ## the same with the planned replicates, which judge the claims; hours, resumes, adds to what is there
+	@$(BIN)/python -m tools.run --profile record --engine $(ENGINE) --cores $(CORES)
+
 preview: .venv/.ready  ## build the book from the committed outputs; runs no experiment
 	@$(BIN)/python -m tools.book --committed
 
 lab: .venv/.ready  ## JupyterLab, notebooks paired with their .py files
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+refresh compare claims: PROFILE = record
 
 refresh: .venv/.ready  ## take a finished run's notebooks, figures and results into the tree
 	@$(BIN)/python -m tools.refresh --profile $(PROFILE)

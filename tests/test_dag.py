@@ -61,10 +61,14 @@ Q1:
   paper: Sixth
   where: eq. (1)
   notebook: 70_sixth
+  kind: identity
   claim: Two halves are a whole.
   expected: no difference
+  differs: in nothing
+  unit: computation
+  n: 1
   checks:
-    - {name: half, what: difference, rule: equal, value: 0, tolerance: 0.001}
+    - {name: half, role: primary, what: difference, rule: exact, value: 0, tolerance: 0.001}
 """
 
 
@@ -148,6 +152,65 @@ def test_two_runs_do_not_meet_and_one_that_was_killed_is_gone_on_with(copy):
     assert done.returncode == 0, done.stderr
 
 
+EXPERIMENT = """import os
+import time
+from pathlib import Path
+
+SCALE = 2
+
+
+def slow(seed, p):
+    with Path(os.environ["COUNT"]).open("a") as file:
+        file.write(f"{seed}\\n")
+    time.sleep(float(os.environ["PAUSE"]))
+    return {"a": SCALE * seed}
+"""
+REPLICATES = """seeds: PositiveInt = 4
+# %%
+from lib.papers.paper import experiments
+from lib.record import run as record
+run = record.start("NAME", globals())
+found = run.replicates(experiments.slow)
+run.number("a", found["a"])
+run.finish()"""
+
+
+def test_killed_in_the_middle_no_more_than_the_running_replicates_are_lost(copy, tmp_path):
+    (copy / "lib" / "papers" / "paper").mkdir()
+    module = copy / "lib" / "papers" / "paper" / "experiments.py"
+    module.write_text(EXPERIMENT)
+    (module.parent / "__init__.py").touch()
+    for path in (copy / "notebooks" / "paper").iterdir():
+        path.unlink()
+    header = HEADER.split("# %%\nfrom lib")[0]
+    (copy / "notebooks" / "paper" / "03_many.py").write_text(header + REPLICATES.replace("NAME", "03_many") + "\n")
+    count, kept = tmp_path / "count", copy / "runs" / "cpu" / "replicates" / "03_many" / "slow"
+    settings = {"profile": "cpu", "COUNT": str(count)}
+
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(**call(copy, PAUSE="1", **settings), stdout=log, stderr=log, start_new_session=True)
+    while len(list(kept.glob("*.npz"))) < 2:
+        assert running.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)  # Snakemake, its jobs, all
+    running.wait()
+    had = len(list(kept.glob("*.npz")))
+    assert had < 4
+    begun = len(count.read_text().split())
+    done = make(copy, PAUSE="0", **settings)
+    assert done.returncode == 0, done.stderr
+    assert len(count.read_text().split()) - begun == 4 - had  # each of the others once, in jobs, none in the notebook
+    result = copy / "runs" / "cpu" / "results" / "03_many.json"
+    assert json.loads(result.read_text())["numbers"]["a"]["values"] == [0, 2, 4, 6]
+
+    module.write_text("# a remark\n" + EXPERIMENT)
+    assert make(copy, PAUSE="0", **settings).returncode == 0
+    assert len(count.read_text().split()) - begun == 4 - had  # nothing is computed for it
+    module.write_text(EXPERIMENT.replace("SCALE = 2", "SCALE = 3"))
+    assert make(copy, PAUSE="0", **settings).returncode == 0
+    assert json.loads(result.read_text())["numbers"]["a"]["values"] == [0, 3, 6, 9]
+
+
 def test_two_notebooks_at_a_time_have_a_device_each(copy):
     meet = """import os, time
 from pathlib import Path
@@ -166,7 +229,7 @@ run.finish()"""
 
 def test_a_sixth_paper_is_three_folders_a_page_and_its_claims(tmp_path):
     small_copy(tmp_path)
-    for part in ("_ext", "_static", "_templates", "_config.yml", "api", "scorecard.md"):
+    for part in ("_ext", "_static", "_templates", "_config.yml", "api", "scorecard.md", "verdicts.md"):
         put = shutil.copytree if (ROOT / "book" / part).is_dir() else shutil.copy
         put(ROOT / "book" / part, tmp_path / "book" / part)
     for name, text in SIXTH.items():

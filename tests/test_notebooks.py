@@ -1,6 +1,9 @@
 """Each notebook tells one story in one form, its two files agree, and its profiles name real parameters."""
 
 import ast
+import importlib
+import inspect
+import json
 import re
 
 import jupytext
@@ -9,8 +12,8 @@ import pytest
 import yaml
 from jupytext.config import load_jupytext_configuration_file
 
-from lib.record.files import ROOT
-from tools.notebooks import claims_of, lib_modules, names, paths, profile_file
+from lib.record.files import PROFILES, ROOT
+from tools.notebooks import blocks, claims_of, lib_modules, names, paths, profile_file
 
 HEADINGS = ["Question", "Claim", "Method", "Result", "Limits"]
 LONGEST_CELL, LONGEST_DRAWING = 21, 28  # drawings are folded away in the book
@@ -74,7 +77,7 @@ def test_every_claim_is_judged_once(name):
     assert sorted(judged) == sorted(claims_of(name))
 
 
-PROFILE_FILES = [(name, p) for name in NAMES for p in ("smoke", "cpu", "gpu", "paper") if profile_file(name, p)]
+PROFILE_FILES = [(name, p) for name in NAMES for p in PROFILES if profile_file(name, p)]
 
 
 @pytest.mark.parametrize(("name", "profile"), PROFILE_FILES)
@@ -109,11 +112,40 @@ def test_stored_outputs_are_complete_and_in_order(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_and_figures_are_committed_with_the_notebook(name):
-    import json
-
-    results = json.loads((ROOT / "results" / "cpu" / f"{name}.json").read_text(encoding="utf-8"))
+    results = json.loads((ROOT / "results" / "record" / f"{name}.json").read_text(encoding="utf-8"))
     for figure in results["figures"].values():
         for file in figure["files"]:
             assert (ROOT / "figures" / file).exists()
     declared = {key: ast.literal_eval(node.value) for key, node in parameters(name).items() if key != "out"}
-    assert results["parameters"] == declared, "the committed results are not those of the default parameters"
+    planned = profile_file(name, "record")
+    declared |= {"profile": "record"} | (yaml.safe_load(planned.read_text(encoding="utf-8")) if planned else {})
+    assert results["parameters"] == declared, "the committed results are not those of the record's parameters"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replicates_are_computed_by_jobs_of_their_own(name):
+    calls = [cell.source for cell in code(name) if "run.replicates(" in cell.source]
+    jobs = blocks(name, "cpu")
+    assert len({job.function for job in jobs}) == sum(text.count("run.replicates(") for text in calls)
+    for job in jobs:
+        measure = getattr(importlib.import_module(job.module), job.function)
+        first, second, *_ = inspect.signature(measure).parameters
+        assert (first, second) == ("seeds" if job.block else "seed", "p"), measure
+        if job.world:
+            module, function = job.world.split(":")
+            assert callable(getattr(importlib.import_module(module), function))
+    declared = {key: ast.literal_eval(node.value) for key, node in parameters(name).items()}
+    by_function = {job.function: [] for job in jobs}
+    for job in jobs:
+        by_function[job.function] += job.seeds
+    for seeds in by_function.values():
+        assert seeds == list(range(declared["seed"], declared["seed"] + declared["seeds"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_has_the_planned_replicates(name):
+    planned = [entry["n"] for entry in claims_of(name).values() if "n" in entry and entry["unit"][:6] != "wanted"]
+    file, declared = profile_file(name, "record"), parameters(name)
+    given = {key: ast.literal_eval(node.value) for key, node in declared.items() if key == "seeds"}
+    given |= yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
+    assert given.get("seeds", 1) >= max(planned, default=1)
