@@ -262,14 +262,7 @@ run.claim(
 )
 run.claim("R2")
 # %% tags=["hide-input"]
-run.claim(
-    "R3",
-    ratio_positive=exact["ratio"][:, np.array(lambdas) > 0],
-    gaussian_slope=slope,
-    quantile_rms=errors[-1],
-    ratio_zero=exact["ratio"][:, zero],
-    quantile_rms_zero=error_zero,
-)
+run.claim("R3")
 
 # %% [markdown]
 # ## Limits
