@@ -99,4 +99,4 @@ def test_unknown_profile_is_refused_by_name():
     command = [sys.executable, "-m", "tools.run", "--profile", "huge"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.strip() == "PROFILE: 'huge' given; one of smoke, cpu, gpu, paper"
+    assert done.stderr.strip() == "PROFILE: 'huge' given; one of smoke, cpu, record, gpu, paper"

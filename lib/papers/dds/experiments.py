@@ -40,8 +40,6 @@ def maps(done: dds.Edit, steps: list[int]) -> Tensor:
 
 
 # 40: exact scores
-
-
 def gaussian_edit(world: GaussianWorld, z_hat: Tensor, p: Any, seed: int, y: int = 2, **options: Any) -> dds.Edit:
     """Edit images of a disc world from its source prompt to prompt y."""
     options = {"omega": p.omega, "iterations": p.iterations, "seed": seed} | options
@@ -114,8 +112,6 @@ def gaussian_steps(seed: int, p: Any, world: GaussianWorld, region: Tensor, iter
 
 
 # 41: digits
-
-
 def digit_runs(p: Any, sweeps: bool = True) -> dict[str, Found]:
     """Return the runs of the edit that is compared, with their options."""
     runs = {"DDS": {}, "DDS, Adam": adam(p.adam_eta), "SDS": SDS}
