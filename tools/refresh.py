@@ -10,7 +10,7 @@ import nbformat
 
 from lib.record.files import RECORD, ROOT, read_results
 from tools import readme
-from tools.notebooks import names, paths
+from tools.notebooks import claims_of, names, paths
 
 
 def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -36,8 +36,11 @@ def main() -> None:
             nbformat.write(committed_form(stored), paths()[name].with_suffix(".ipynb"))
             _replace_figures(name, results["figures"], run / "figures")
             kept = run / "replicates" / name
-            if kept.exists():
-                shutil.copytree(kept, ROOT / "results" / profile / "replicates" / name, dirs_exist_ok=True)
+            if kept.exists() and any(entry.get("n", 1) > 1 for entry in claims_of(name).values()):  # a later run adds
+                files = shutil.ignore_patterns("*.done")
+                shutil.copytree(
+                    kept, ROOT / "results" / profile / "replicates" / name, dirs_exist_ok=True, ignore=files
+                )
         more = ", notebook, figures, replicates" if profile == RECORD else ""
         print(f"{name}: results{more} of {results['provenance']['finished']}")
     if profile == RECORD:
