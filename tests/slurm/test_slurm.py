@@ -1,7 +1,7 @@
 """The smoke DAG through a real Slurm, every job on one of two pretended GPUs, with what may happen on the way.
 
 Needs root and Debian's packages (`cluster`, beside this file) and starts from an empty `runs/smoke`: done with
-SLURM_TEST=1 only, as .ci/run does.
+SLURM_TEST=1 only.
 """
 
 import json
