@@ -245,8 +245,8 @@ AGREEMENT = ("same", "compatible", "differs")
 def agreement(now: Check, record: Check, machine: float | None) -> str:
     """Return whether a check's values are those of the record: same, compatible with them, or different.
 
-    *Same*: with equal seeds no value is farther away than machines differ, 3 sqrt(2) `machine`, the standard deviation
-    between machines. *Compatible*: the difference of the means lies in the pooled 95 % t interval around 0.
+    Same: with equal seeds no value is farther away than machines differ, 3 sqrt(2) `machine`, the standard deviation
+    between machines. Compatible: the difference of the means lies in the pooled 95 % t interval around 0.
     """
     x, y = (np.array(check.get("values", [check["mean"]]), dtype=float) for check in (now, record))
     if np.isnan(x).any() or np.isnan(y).any():
