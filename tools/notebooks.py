@@ -71,6 +71,7 @@ def parameters(name: str, profile: str) -> dict[str, Any]:
     return {"profile": profile, **(yaml.safe_load(path.read_text(encoding="utf-8")) if path else {})}
 
 
+@functools.cache
 def lib_modules(name: str) -> list[str]:
     """Return the files of `lib` that a notebook imports, directly or through others, and the data files beside them."""
     return sorted(str(path.relative_to(ROOT)) for path in modules(paths()[name]))
@@ -87,6 +88,7 @@ class Block(NamedTuple):
     seeds: list[int]
 
 
+@functools.cache
 def blocks(name: str, profile: str) -> list[Block]:
     """Return the jobs of a notebook's replicates, read from its calls of `run.replicates`.
 

@@ -35,7 +35,8 @@ def modules(path: Path) -> set[Path]:
         new = _imported(queue.pop()) - found
         found |= new
         queue += new
-    return found | {data for module in found for data in module.parent.rglob("*") if data.suffix in DATA}
+    folders = {module.parent for module in found}
+    return found | {data for folder in folders for data in folder.rglob("*") if data.suffix in DATA}
 
 
 @cache

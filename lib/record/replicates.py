@@ -7,7 +7,7 @@ it. It holds for every run whose code has that digest and whose parameters agree
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ class Noted:
 
     def noted(self) -> dict[str, Any]:
         """Return what was read, as JSON gives it back."""
-        read = {name: getattr(self._parameters, name) for name in sorted(self._read - SETTINGS)}
-        return json.loads(json.dumps(read, default=str))
+        return _plain(self._parameters, sorted(self._read - SETTINGS))
 
 
 def collect(
@@ -85,6 +84,11 @@ def stacked(replicates: Any) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in found.items()}
 
 
+def _plain(parameters: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return some parameters as JSON gives them back; None for one that there is not."""
+    return json.loads(json.dumps({name: getattr(parameters, name, None) for name in names}, default=str))
+
+
 def _array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
 
@@ -122,9 +126,7 @@ def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> tup
         except Exception as error:
             print(f"{path}: damaged ({type(error).__name__}), computed again")
             continue
-        now = json.loads(
-            json.dumps({name: getattr(parameters, name, None) for name in about["parameters"]}, default=str)
-        )
+        now = _plain(parameters, about["parameters"])
         changed = [name for name, value in about["parameters"].items() if now[name] != value]
         if about["code"] == code and not changed:
             return row, about["seconds"]
