@@ -23,6 +23,31 @@ rule all:
         f"{RUN}/book/_build/html/index.html",
 
 
+MODELS = nb.models(PROFILE)
+for made, (name, function, seed) in MODELS.items():
+
+    rule:
+        name:
+            f"model_{function.split(':')[0].rpartition('.')[2]}_{seed}"
+        input:
+            parameters=[str(path) for path in [nb.profile_file(name, PROFILE)] if path],
+            modules=nb.lib_modules(name),
+        output:
+            touch(made),
+        params:
+            args=f"{name} {function} {seed} --profile {PROFILE}",
+        log:
+            made.replace("/models/", "/logs/").replace(".done", ".log"),
+        threads: 1
+        priority: 10_000
+        resources:
+            **asked_for(name, PROFILE),
+        message:
+            f"{name}: {function} of seed {seed} ({PROFILE})"
+        shell:
+            "{sys.executable:q} -m tools.replicate {params.args} --gpus {resources.gpu} >{log} 2>&1"
+
+
 for job in (job for name in nb.names() for job in nb.blocks(name, PROFILE)):
 
     rule:
@@ -32,6 +57,7 @@ for job in (job for name in nb.names() for job in nb.blocks(name, PROFILE)):
             parameters=[str(path) for path in [nb.profile_file(job.notebook, PROFILE)] if path],
             modules=nb.lib_modules(job.notebook),
             needs=[f"{RUN}/results/{other}.json" for other in nb.needs(job.notebook)],
+            models=sorted({nb.trained(job, seed, PROFILE) for seed in job.seeds} & set(MODELS)),
         output:
             # The files of the replicates are no outputs: what has ended stays when a job is killed.
             touch(nb.done(job, RUN)),

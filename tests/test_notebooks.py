@@ -13,7 +13,7 @@ import yaml
 from jupytext.config import load_jupytext_configuration_file
 
 from lib.record.files import PROFILES, ROOT
-from tools.notebooks import blocks, claims_of, lib_modules, names, paths, profile_file
+from tools.notebooks import blocks, claims_of, lib_modules, models as nb_models, names, paths, profile_file
 
 HEADINGS = ["Question", "Claim", "Method", "Result", "Limits"]
 LONGEST_CELL, LONGEST_DRAWING = 21, 28  # drawings are folded away in the book
@@ -149,3 +149,12 @@ def test_the_record_has_the_planned_replicates(name):
     given = {key: ast.literal_eval(node.value) for key, node in declared.items() if key == "seeds"}
     given |= yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
     assert given.get("seeds", 1) >= max(planned, default=1)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "record", "gpu", "paper"])
+def test_a_model_that_notebooks_share_is_trained_by_one_job(profile):
+    models = {(function.split(":")[0], seed) for _, function, seed in nb_models(profile).values()}
+    jobs = [job for name in NAMES for job in blocks(name, profile) if job.own]
+    assert {job.notebook for job in jobs} >= {"41_dds_digits", "42_dds_directions", "43_dds_network"}
+    for job in jobs:
+        assert {(job.own.split(":")[0], seed) for seed in job.seeds} <= models, job

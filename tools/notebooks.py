@@ -84,6 +84,7 @@ class Block(NamedTuple):
     module: str
     function: str
     world: str  # the function that opens what it needs, `module:name`; empty: none
+    own: str  # likewise, for what each seed has of its own
     block: int  # replicates side by side; 0: one after the other
     seeds: list[int]
 
@@ -103,18 +104,35 @@ def blocks(name: str, profile: str) -> list[Block]:
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and _text(node.func) == "run.replicates"
     ):
         module, function = _place(call.args[0], places)
+        keywords = {k.arg: k.value for k in call.keywords}
         world = ":".join(_place(call.args[1], places)) if len(call.args) > 1 else ""
-        block = next((ast.literal_eval(k.value) for k in call.keywords if k.arg == "block"), 0)
+        own = ":".join(_place(keywords["own"], places)) if "own" in keywords else ""
+        block = ast.literal_eval(keywords["block"]) if "block" in keywords else 0
         took = recorded(name, profile).get("replicates", {}).get(function)
         size = len(seeds) if profile == "smoke" else max(block, math.ceil(60 / took) if took else 1, 1)
         for i in range(0, len(seeds), size):
-            found.append(Block(name, module, function, world, block, seeds[i : i + size]))
+            found.append(Block(name, module, function, world, own, block, seeds[i : i + size]))
     return found
 
 
 def done(job: Block, run: str) -> str:
     """Return the file that says that a job of replicates has ended."""
     return f"{run}/replicates/{job.notebook}/{job.function}/{job.seeds[0]}-{job.seeds[-1]}.done"
+
+
+def models(profile: str) -> dict[str, tuple[str, str, int]]:
+    """Return the jobs that train what several notebooks need, by the file that says that one has ended.
+
+    A world of a seed's own is trained by a function `trained` of its module, called as the notebook that names it says;
+    other functions of the module load it.
+    """
+    jobs = (job for name in names() for job in blocks(name, profile) if job.own.endswith(":trained"))
+    return {trained(job, seed, profile): (job.notebook, job.own, seed) for job in jobs for seed in job.seeds}
+
+
+def trained(job: Block, seed: int, profile: str) -> str:
+    """Return the file that says that the world of a seed's own is there."""
+    return f"runs/{profile}/models/{job.own.split(':')[0]}/{seed}.done"
 
 
 def _tree(name: str) -> ast.Module:

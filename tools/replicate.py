@@ -25,28 +25,34 @@ def started(name: str, profile: str) -> record.Run:
     return record.start(name, {"__annotations__": namespace["__annotations__"], **given})
 
 
+def named(place: str) -> Any:
+    """Return a function that is named `module:function`."""
+    module, function = place.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="a notebook")
-    parser.add_argument("function", help="the experiment that it measures")
+    parser.add_argument("function", help="an experiment, or MODULE:FUNCTION that trains what it needs")
     parser.add_argument("seed", type=int, help="the first of the job's seeds")
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--gpus", type=int, default=0, choices=(0, 1))
     arguments = parser.parse_args()
     if arguments.gpus:
         devices.take(devices.visible())
-    job = next(
-        block
-        for block in blocks(arguments.name, arguments.profile)
-        if (block.function, block.seeds[0]) == (arguments.function, arguments.seed)
-    )
-    world = {}
-    if job.world:
-        module, function = job.world.split(":")
-        world = {"world": getattr(importlib.import_module(module), function)}
-    measure = getattr(importlib.import_module(job.module), job.function)
     try:
-        started(job.notebook, arguments.profile).replicates(measure, **world, block=job.block, seeds=job.seeds)
+        run = started(arguments.name, arguments.profile)
+        if ":" in arguments.function:
+            named(arguments.function)(run.parameters, arguments.seed)
+            return 0
+        job = next(
+            block
+            for block in blocks(arguments.name, arguments.profile)
+            if (block.function, block.seeds[0]) == (arguments.function, arguments.seed)
+        )
+        worlds = {key: named(place) for key, place in {"world": job.world, "own": job.own}.items() if place}
+        run.replicates(named(f"{job.module}:{job.function}"), **worlds, block=job.block, seeds=job.seeds)
     except UserError as error:
         print(f"{arguments.name}: {error}", file=sys.stderr)
         return 1

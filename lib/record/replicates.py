@@ -47,10 +47,13 @@ def collect(
     parameters: Any,
     folders: Sequence[Path],
     world: Callable[[Any], Sequence[Any]] = lambda p: (),
+    own: Callable[[Any, int], Sequence[Any]] | None = None,
     block: int = 0,
     about: Mapping[str, Any] | None = None,
 ) -> tuple[Measured, list[float]]:
     """Return what ``measure(seed, parameters, *world(parameters))`` finds, stacked over the seeds, and seconds of each.
+
+    `own` in the place of `world` opens, or trains, what is each replicate's own: ``own(parameters, seed)``.
 
     Finished replicates come from the first of `folders` that holds them; the others are computed, and each is written
     to the first folder as it ends. With a `block`, ``measure(seeds, ...)`` computes so many side by side, and what it
@@ -61,10 +64,13 @@ def collect(
     missing = [seed for seed in seeds if seed not in found]
     if missing:
         noted = Noted(parameters)
-        opened = world(noted)
+        opened = () if own else world(noted)
         size = block or 1
         for i in tqdm(range(0, len(missing), size), desc=measure.__name__):
-            chunk, began = missing[i : i + size], time.perf_counter()
+            chunk = missing[i : i + size]
+            if own:
+                opened = own(noted, chunk[0])
+            began = time.perf_counter()
             rows = _rows(measure(chunk if block else chunk[0], noted, *opened), len(chunk) if block else 0)
             words: dict[str, Any] = {"parameters": noted.noted(), "code": code, **(about or {})}
             words["seconds"] = seconds = round((time.perf_counter() - began) / len(chunk), 2)

@@ -84,19 +84,21 @@ class Run:
         self,
         measure: Callable[..., Mapping[str, Any]],
         world: Callable[[Any], Sequence[Any]] = lambda p: (),
+        own: Callable[[Any, int], Sequence[Any]] | None = None,
         block: int = 0,
         seeds: Sequence[int] | None = None,
     ) -> dict[str, np.ndarray]:
         """Return what an experiment measures, stacked over the seeds: from disk what has ended, the rest computed.
 
         ``measure(seed, parameters, *world(parameters)) -> {name: number or array}`` is a function of a module of `lib`;
-        with a `block` it takes so many seeds at once. See `lib.record.replicates.collect`.
+        ``own(parameters, seed)`` is a world for each seed; with a `block`, `measure` takes so many seeds at once. See
+        `lib.record.replicates.collect`.
         """
         name = Path("replicates", self.notebook, measure.__name__)
         folders = [self.folder / name, ROOT / "results" / self.parameters.profile / name]
         about = {"commit": commit(), "hardware": self.hardware(), "torch": version("torch")}
         seeds, began = self.seed_list if seeds is None else seeds, time.perf_counter()
-        found, took = replicates.collect(measure, seeds, self.parameters, folders, world, block, about)
+        found, took = replicates.collect(measure, seeds, self.parameters, folders, world, own, block, about)
         self._began += time.perf_counter() - began - sum(took)  # what they cost, here or in jobs of their own
         self._took[measure.__name__] = round(float(np.mean(took)), 2)
         return found
@@ -161,7 +163,8 @@ class Run:
     def hardware(self) -> dict[str, Any]:
         """Return what this run computes on."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device.type == "cuda" else None
-        return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+        kernels = torch.backends.cpu.get_cpu_capability()  # rounding goes by them
+        return {"cpu": f"{processor()}, {kernels}", "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
 
     def finish(self) -> None:
         """Write `FOLDER/results/NOTEBOOK.json` and print the provenance; the last call of every notebook."""

@@ -88,20 +88,27 @@ def load(folder: Path | str, device: Device = "cpu") -> Model:
     return unet, schedule
 
 
-def shared(p: Any) -> World:
-    """Return what notebooks with prompts start from: model, noise schedule, judge; as `lib.worlds.sources.shared`."""
-    folder = Path(p.source or p.artefacts / "prompts")
+def shared(p: Any, seed: int) -> World:
+    """Return what a replicate starts from: model with prompts, noise schedule, judge, both trained from its own seed.
+
+    `p` are a notebook's parameters. What the folder `artefacts`, which notebooks share, lacks is trained there, for
+    `prompt_steps` and `judge_steps`. `source` is the folder of another model, then of all replicates.
+    """
+    folder = Path(p.source or p.artefacts / "prompts" / str(seed))
     there = p.source or folder.exists()
-    unet, schedule = load(folder, p.device) if there else class_model(folder, p.device, steps=p.prompt_steps)
-    return unet, schedule, sources.judge_for(unet, p.artefacts, p.judge_steps, p.device)
+    unet, schedule = load(folder, p.device) if there else class_model(folder, p.device, steps=p.prompt_steps, seed=seed)
+    judges = p.artefacts / "judges" / str(seed)
+    if not judges.exists():
+        sources.classifier(judges / "classifier", unet.config["sample_size"], p.judge_steps, seed, p.device)
+    return unet, schedule, sources.judge_for(unet, judges, p.judge_steps, p.device)
 
 
-def trained(p: Any) -> World:
+def trained(p: Any, seed: int) -> World:
     """Train the model with prompts as the parameters of 41_dds_digits say, if it is not there; return as `shared`."""
     if not p.source:
         settings = {"size": p.size, "channels": p.channels, "steps": p.prompt_steps, "batch": p.batch, "lr": p.lr}
-        class_model(p.artefacts / "prompts", p.device, **settings, ema=p.ema)
-    return shared(p)
+        class_model(p.artefacts / "prompts" / str(seed), p.device, **settings, ema=p.ema, seed=seed)
+    return shared(p, seed)
 
 
 def mean_images(domain: int, size: int = 16) -> Tensor:

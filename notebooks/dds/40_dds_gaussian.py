@@ -106,7 +106,7 @@ for name in optimizers.PRESETS:
 # Every seed is an input of its own, edited by every method.
 
 # %%
-found = steps = run.replicates(experiments.gaussian, experiments.gaussian_worlds)
+found = run.replicates(experiments.gaussian, experiments.gaussian_worlds)
 
 # %% [markdown]
 # ## Result
@@ -213,7 +213,9 @@ edits = {m: experiments.gaussian_edit(unequal, picture, p, p.seed, **compared[na
 rows = {m: (x.z[0].cpu().numpy() / 4, experiments.maps(x, at).cpu().numpy()) for m, x in edits.items()}
 alt = f"Result, sizes of the updates and changes so far at steps {at}. Update energy in the disc: "
 alt += "; ".join(f"{m} {mean[name]['share']:.0%}" for m, name in shown.items()) + "."
-figures.show(run, "saliency", lambda: drawings.saliency(rows, at, region.cpu().numpy()), alt, "png")
+figures.show(
+    run, "saliency", lambda: drawings.saliency(rows, [f"step {k}" for k in at], region.cpu().numpy()), alt, "png"
+)
 
 # %% [markdown]
 # ### How many steps
@@ -225,9 +227,9 @@ def draw_steps() -> Figure:
     """Draw the remaining edit over the iterations: by preset, and by size of the edit."""
     figure, (one, two) = plt.subplots(1, 2, figsize=(7, 2.9))
     for name in optimizers.PRESETS:
-        one.plot(1 - steps[name].mean(0), label=name)
+        one.plot(1 - found[name].mean(0), label=name)
     for index, (name, size) in enumerate((("small", 1), ("large", 8))):
-        two.plot(steps[f"left_{name}"].mean(0), color=f"C{index + 3}", label=f"edit of {size} std")
+        two.plot(found[f"left_{name}"].mean(0), color=f"C{index + 3}", label=f"edit of {size} std")
     two.axhline(0.1, color=figures.ink(), lw=0.8, ls=":")
     one.set(xlabel="iteration", ylabel="share of the edit remaining", yscale="log", ylim=(5e-4, 1.2))
     two.set(xlabel="iteration", ylabel="remaining edit [std]", yscale="log")
@@ -235,15 +237,15 @@ def draw_steps() -> Figure:
     return figure
 
 
-small, large = (f"{steps[f'steps_{name}'].mean():.0f}" for name in ("small", "large"))
-alt = f"Completed after 200 iterations: {', '.join(f'{m} {steps[m][:, 200].mean():.3f}' for m in optimizers.PRESETS)}. "
+small, large = (f"{found[f'steps_{name}'].mean():.0f}" for name in ("small", "large"))
+alt = f"Completed after 200 iterations: {', '.join(f'{m} {found[m][:, 200].mean():.3f}' for m in optimizers.PRESETS)}. "
 alt += f"An edit of 1 standard deviation is within 0.1 of its end after {small} iterations, one of 8 after {large}."
 figures.show(run, "steps", draw_steps, alt)
 
 # %% tags=["hide-input"]
 numbers = {f"{m}_{key}": found[f"{m}_{key}"] for m in ("dds", "sds") for key in ("completed", "along", "spread")}
-numbers |= {f"{name}_200": steps[name][:, 200] for name in optimizers.PRESETS}
-numbers |= {name: steps[name] for name in ("steps_small", "steps_large")} | {"area": region.mean().item()}
+numbers |= {f"{name}_200": found[name][:, 200] for name in optimizers.PRESETS}
+numbers |= {name: found[name] for name in ("steps_small", "steps_large")} | {"area": region.mean().item()}
 for key, name in (("sgd", "DDS, SGD"), ("adam", shown["DDS, Adam"])):
     numbers |= {f"{kind}_{key}": found[f"{key_of(name)}_{kind}"] for kind in ("share", "gini")}
 for key, eta in (("first", min(p.adam_etas)), ("last", max(p.adam_etas))):

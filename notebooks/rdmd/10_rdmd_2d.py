@@ -42,25 +42,24 @@
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
-seed: NonNegativeInt = 100  # first seed; the settings below were chosen on seeds 0 to 6
+seed: NonNegativeInt = 200  # first seed; the settings below were chosen on smaller ones and on those from 1000
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
-seeds: PositiveInt = 7  # number of seeds
+seeds: PositiveInt = 2  # number of seeds
 lambdas: list[NonNegativeFloat] = [0.0, 0.05, 0.2, 0.5, 1.0]  # weights of the cost; must hold 0 and 0.2
 radius: PositiveFloat = 4.0  # radius of the circle of eight Gaussians
 std: PositiveFloat = 0.5  # standard deviation of each of the eight
 points: PositiveInt = 5000  # training points of source and of target (the paper's number)
 width: PositiveInt = 64  # units of a hidden layer
-depth: PositiveInt = 3  # hidden layers
-batch: PositiveInt = 64  # rows of a batch for each network
-teacher_steps: PositiveInt = 2500  # training steps of the teacher
-steps: PositiveInt = 2400  # generator steps
+depth: PositiveInt = 6  # hidden layers
+batch: PositiveInt = 128  # rows of a batch for each network
+teacher_steps: PositiveInt = 4000  # training steps of the teacher
+steps: PositiveInt = 6000  # generator steps
 fake_steps: PositiveInt = 1  # fake updates for each generator step
 warm_up: NonNegativeInt = 300  # fake updates before the first generator step
-rate: PositiveFloat = 1e-3  # learning rate of the generator (Adam), falling along a cosine
-fake_rate: PositiveFloat = 3e-3  # learning rate of teacher and fake, likewise
-judged_points: PositiveInt = 500  # held-out points a seed for every measure
-variant_seeds: PositiveInt = 2  # seeds of the variant of the set-up
+rate: PositiveFloat = 2e-3  # learning rate of the generator (Adam), falling along a cosine
+fake_rate: PositiveFloat = 4e-3  # learning rate of teacher and fake, likewise
+judged_points: PositiveInt = 1000  # held-out points a seed for every measure
 quantiles: PositiveInt = 150  # quantiles of the one-dimensional map
 
 # %% tags=["hide-input"]
@@ -136,41 +135,62 @@ figures.show(run, "sensitivity", lambda: drawn.sensitivity(s), alt)
 
 # %% [markdown]
 # ### Fig. 3: from a Gaussian to eight Gaussians, with trained networks
-# A stack trains the generators of all $\lambda$ and seeds at once; each sees the random numbers of its own seed only.
+# A stack trains the generators of all $\lambda$ and of two seeds at once; each sees the random numbers of its own seed
+# only.
 
 # %%
-seeds, lambdas = run.seed_list, p.lambdas
-target = toy.laws(p)[1]
-teacher = toy.train_teacher(seeds, p, run.device)
-learned, exact = (experiments.trained_maps(seeds, lambdas, p, score, teacher, teacher) for score in (teacher, target))
-optimum = run.replicates(experiments.optimal_map)
+rows = run.replicates(experiments.eight_gaussians, block=2)
 
 # %% tags=["hide-input"]
-MEASURES = ("cost", "ratio", "distance", "crossings", "swaps")
+MAP, MODES = ("cost", "ratio", "distance", "crossings", "swaps"), ("found", "contrast", "balance", "precision")
+lambdas = p.lambdas
+learned, exact, untaught, optimum = (
+    {key.removeprefix(name): rows[key] for key in rows if key.startswith(name)}
+    for name in ("learned_", "exact_", "untaught_", "optimal_")
+)
 scores = {"learned": learned, "exact": exact}
 
 
-def rows_of(named, columns):  # columns by index: their lambdas
+def rows_of(named, values, keys):
     return [
-        {"score or start": name, "lambda": value, "seeds": len(measured["cost"])}
-        | {key: float(measured[key][:, i].mean()) for key in MEASURES}
+        {"score or start": name, "lambda": value} | {key: float(measured[key][:, i].mean()) for key in keys}
         for name, measured in named.items()
-        for i, value in columns.items()
+        for i, value in enumerate(values)
     ]
 
 
-best = {key: float(optimum[key].mean()) for key in MEASURES}
+best = {key: float(optimum[key].mean()) for key in MAP + MODES}
 best["distance"] = float(optimum["floor"].mean())  # between two samples of the target
-last_row = {"score or start": "exact OT", "lambda": "", "seeds": p.seeds} | best
-run.table("eight_gaussians", [*rows_of(scores, dict(enumerate(lambdas))), last_row])
+ring = {key: float(optimum[f"ring_{key}"].mean()) for key in MODES}
+run.table(
+    "eight_gaussians",
+    [*rows_of(scores, lambdas, MAP), {"score or start": "exact OT", "lambda": ""} | {key: best[key] for key in MAP}],
+)
 for name, measured in scores.items():
     for word, i in (("0", zero), ("02", fifth), ("last", -1)):
-        for key in MEASURES[:-1]:
+        for key in (*MAP[:-1], "found", "contrast"):
             run.number(f"{name}_{key}_{word}", measured[key][:, i])
 for word, i in (("0", zero), ("02", fifth)):
     run.number(f"learned_swaps_{word}", learned["swaps"][:, i])
-for key, name in (("w2_floor", "floor"), ("ot_cost", "cost"), ("ot_crossings", "crossings")):
+for key, name in (
+    ("target_contrast", "contrast"),
+    ("ring_contrast", "ring_contrast"),
+    ("w2_floor", "floor"),
+    ("ot_cost", "cost"),
+    ("ot_crossings", "crossings"),
+):
     run.number(key, optimum[name])
+
+# %% [markdown]
+# Whether the outputs fall into eight modes, or into a ring that has all radii right? Each mode has an eighth of the
+# turn. Its *contrast* is the share of outputs in the inner half of that sector less that in the outer half, times
+# eight: 0 on a ring, or where a mode is lost. *found* counts contrasts above 0.4, *contrast* is the weakest, *balance*
+# the smallest mass of a sector times eight, *precision* the share within three standard deviations of a centre.
+
+# %% tags=["hide-input"]
+law_rows = [{"score or start": name, "lambda": ""} | row for name, row in (("target", best), ("its ring", ring))]
+law_rows = [{key: row[key] for key in ("score or start", "lambda", *MODES)} for row in law_rows]
+run.table("modes", rows_of(scores, lambdas, MODES) + law_rows)
 
 # %% [markdown]
 # The maps of one seed, as segments from input to output. Move the slider from $\lambda = 0$ up; the last frame is the
@@ -199,23 +219,18 @@ figures.show(run, "maps", lambda: drawn.maps(x, chosen, limit, (7, 2.1)), alt, "
 # optimal map has none.
 
 # %% tags=["hide-input"]
-ends = {key: learned[key][:, [zero, -1]].mean(0) for key in ("cost", "distance")}
-alt = f"Four measures over lambda, {p.seeds} seeds: cost falls from {ends['cost'][0]:.1f} to {ends['cost'][1]:.1f}, "
-alt += f"W2 goes from {ends['distance'][0]:.2f} to {ends['distance'][1]:.2f}, with the learned score."
+first, last = ({key: learned[key][:, i].mean() for key in ("cost", "distance")} for i in (zero, -1))
+alt = f"Four measures over lambda, {p.seeds} seeds: cost falls from {first['cost']:.1f} to {last['cost']:.1f}, "
+alt += f"W2 goes from {first['distance']:.2f} to {last['distance']:.2f}, with the learned score."
 figures.show(run, "measures", lambda: drawn.measures(lambdas, scores, best), alt)
 
 # %% [markdown]
 # ### How far the start of the generator moves the result
 # The exact score again, but the generator starts as an untrained denoiser held at $\sigma = 1$, near the identity.
 
-# %%
-few = seeds[: p.variant_seeds]
-fresh = toy.denoisers([seed + 500 for seed in few], p).to(run.device)
-untaught = experiments.trained_maps(few, (0.0, 0.2), p, target, teacher, fresh)
-
 # %% tags=["hide-input"]
-as_above = {key: exact[key][: len(few), [zero, fifth]] for key in MEASURES}
-run.table("starts", rows_of({"from the teacher": as_above, "near the identity": untaught}, {0: 0.0, 1: 0.2}))
+as_above = {key: exact[key][:, [zero, fifth]] for key in MAP}
+run.table("starts", rows_of({"from the teacher": as_above, "near the identity": untaught}, (0.0, 0.2), MAP))
 for i, word in enumerate(("0", "02")):
     run.number(f"untaught_ratio_{word}", untaught["ratio"][:, i])
 
@@ -260,9 +275,27 @@ run.claim(
     methods_gap=max(row["gap"] for row in minima),
     other_weighting=abs(minima[2]["descent"] - rdmd.best_radius(s, 0.2)),
 )
-run.claim("R2")
-# %% tags=["hide-input"]
-run.claim("R3")
+elbow = experiments.trade_off(learned["ratio"], learned["distance"], zero, fifth)
+run.number("elbow", elbow)
+ends = [learned["cost"][:, zero] / learned["cost"][:, -1], learned["distance"][:, -1] / learned["distance"][:, zero]]
+run.claim(
+    "R2",
+    crossings=learned["crossings"][:, fifth] / learned["crossings"][:, zero],
+    traded=np.stack(ends, axis=1),
+    elbow=elbow,
+    modes=learned["contrast"][:, [zero, fifth]],
+    ring=optimum["ring_contrast"],
+    room=learned["ratio"][:, zero] - 1,
+)
+positive = [i for i, value in enumerate(lambdas) if value]
+run.claim(
+    "R3",
+    own_map=exact["ratio"][:, positive],
+    quantiles=errors[-1],
+    gaussian_slope=slope,
+    no_cost=untaught["ratio"][:, 0],
+    quantiles_no_cost=error_zero,
+)
 
 # %% [markdown]
 # ## Limits

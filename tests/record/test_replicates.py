@@ -188,3 +188,18 @@ def test_modules_are_found_through_imports():
     found = {str(path.relative_to(ROOT)) for path in code.modules(ROOT / "lib/papers/sdft/experiments.py")}
     assert {"lib/worlds/digits.py", "lib/ground/diffusion.py", "lib/record/files.py"} <= found
     assert "lib/papers/ant/method.py" not in found
+
+
+def test_a_world_of_its_own_is_opened_for_each_seed_that_is_missing(module, tmp_path):
+    module.write_text(MODULE.replace("measure(seed, p)", "measure(seed, p, weight)").replace("SCALE * seed", "weight"))
+    opened = []
+
+    def own(p, seed):
+        opened.append(seed)
+        return (p.size * 10 + seed,)
+
+    measure = load(module).measure
+    replicates.collect(measure, [1], P, [tmp_path], own=own)
+    found, _ = replicates.collect(measure, [1, 2], P, [tmp_path], own=own)
+    assert opened == [1, 2]
+    assert found["a"].tolist() == [31, 32]

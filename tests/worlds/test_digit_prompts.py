@@ -172,20 +172,26 @@ def asked(artefacts, source="", steps=1):
 
 
 def test_shared_trains_what_is_missing_and_then_loads_it(tmp_path, monkeypatch):
-    unet, schedule, judge = digit_prompts.shared(asked(tmp_path))
+    unet, schedule, judge = digit_prompts.shared(asked(tmp_path), 3)
     assert (unet.config["sample_size"], judge.size, schedule.T) == (16, 16, 1000)
     monkeypatch.setattr(source, "train", None)
     monkeypatch.setattr(metrics, "train", None)
-    again, _, judge_again = digit_prompts.shared(asked(tmp_path, steps=7))  # what is there is not replaced
+    again, _, judge_again = digit_prompts.shared(asked(tmp_path, steps=7), 3)  # what is there is not replaced
     assert torch.equal(unet.class_embedding.weight, again.class_embedding.weight)
     assert torch.equal(judge.digit.weight, judge_again.digit.weight)
 
 
+def test_each_seed_has_a_model_and_a_judge_of_its_own(tmp_path):
+    (unet, _, judge), (other, _, other_judge) = (digit_prompts.shared(asked(tmp_path), seed) for seed in (3, 4))
+    assert not torch.equal(unet.class_embedding.weight, other.class_embedding.weight)
+    assert not torch.equal(judge.digit.weight, other_judge.digit.weight)
+
+
 def test_shared_refuses_a_model_of_other_images(tmp_path):
-    source.classifier(tmp_path / "classifier", 16, 1)
+    source.classifier(tmp_path / "judges" / "0" / "classifier", 16, 1)
     digit_prompts.class_model(tmp_path / "small", **TINY)
     with pytest.raises(UserError, match=r"images 1 x 8 x 8 given; the classifier takes 1 x 16 x 16"):
-        digit_prompts.shared(asked(tmp_path, tmp_path / "small"))
+        digit_prompts.shared(asked(tmp_path, tmp_path / "small"), 0)
 
 
 def test_mean_images_and_the_farthest_pair():

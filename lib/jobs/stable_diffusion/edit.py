@@ -155,16 +155,22 @@ def compare(
 
 
 def matched(clip: Tensor, lpips: Tensor) -> dict[str, Tensor]:
-    """Compare DDS with SDEdit at its smallest strength whose CLIP similarity reaches that of DDS.
+    """Compare DDS with SDEdit where the CLIP similarity of both is the same.
 
-    If none does, at the one with the highest. `clip` (similarity to the target prompt, higher follows the text better)
-    and `lpips` (to the input, lower keeps more of it) are (2 + k,): of the input, DDS and SDEdit at k strengths.
-    Returned are both, whether one `reached`, `lpips_gap` (LPIPS, SDEdit minus DDS: above 0, DDS keeps more of the
-    image), and `clip_gain` (CLIP similarity, DDS minus input).
+    SDEdit's line goes from the input through growing strengths; its LPIPS is taken where the line first reaches the
+    CLIP similarity of DDS, or, if it never does, at its highest. `clip` (similarity to the target prompt, higher
+    follows the text better) and `lpips` (to the input, lower keeps more of it) are (2 + k,): of the input, DDS and
+    SDEdit at k strengths. Returned are both, whether the line `reached` DDS, `lpips_gap` (LPIPS, SDEdit minus DDS:
+    above 0, DDS keeps more of the image), and `clip_gain` (CLIP similarity, DDS minus input).
     """
-    reached = clip[2:] >= clip[1]
-    place = 2 + (reached.int() if reached.any() else clip[2:]).argmax()  # the first of the largest
-    gaps = {"lpips_gap": lpips[place] - lpips[1], "clip_gain": clip[1] - clip[0]}
+    line = [0, *range(2, len(clip))]
+    reached = clip[line] >= clip[1]
+    i = int((reached.int() if reached.any() else clip[line]).argmax())  # the first of the largest
+    at = lpips[line][i]
+    if reached.any() and i:
+        (low, high), (start, end) = clip[line][i - 1 : i + 1], lpips[line][i - 1 : i + 1]
+        at = start + (clip[1] - low) / (high - low) * (end - start)
+    gaps = {"lpips_gap": at - lpips[1], "clip_gain": clip[1] - clip[0]}
     return {"clip": clip, "lpips": lpips, "reached": reached.any(), **gaps}
 
 

@@ -10,7 +10,8 @@ A model is any ``eps = model(z_t, t, y)``, see `lib.papers.dds.method`. Its pred
 prompt (`Branch`) are computed once and serve both readings and every guidance scale.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from torch import Tensor
 from lib.ground import diffusion
 from lib.ground.batching import predict_in_batches
 from lib.ground.diffusion import Schedule
-from lib.papers.dds import method as dds
+from lib.papers.dds import fast, method as dds
 from lib.papers.dds.gaussian import GaussianWorld
+from lib.worlds import judge, prompts
+from lib.worlds.judge import HANDWRITTEN, PRINTED, Classifier
 
 READINGS = ("a", "b")
 BATCH = 256  # latents in a call of the model
@@ -117,3 +120,85 @@ def gaussian_cosine(
     kappa = (omega - 1) ** 2 * shift**2
     noise, detail = (alpha_bar, 1 - alpha_bar) if reading == "a" else (1 - alpha_bar, alpha_bar)
     return (noise + detail * (likeness + kappa * prompt_cosine)) / (noise + detail * (1 + kappa))
+
+
+# ------------------------------------------------------------------------------- what a replicate measures (42)
+
+CHANGES = [((a, HANDWRITTEN), (b, HANDWRITTEN)) for a, b in ((3, 8), (4, 9), (1, 7), (5, 6))]
+CHANGES += [((digit, PRINTED), (digit, HANDWRITTEN)) for digit in (0, 2)]
+KINDS = ("aligned", "unaligned", "edited", "own noise")
+SHIFT, PROMPT_COSINE, LIKENESS = 0.1, 0.9, {"aligned": 0.8, "unaligned": 0.0}  # of the Gaussian world
+
+
+def scales(p: Any) -> list[float]:
+    """Return the guidance scales of the"""
+    return sorted({p.edit_omega, p.omega, 30.0, *p.omegas})
+
+
+def alike(first: Branch, second: Branch, p: Any) -> Tensor:
+    """Return cosines averaged over pairs and noises, (readings, guidance scales)."""
+    readings = READINGS
+    return torch.tensor([[cosine(first, second, w, r).mean() for w in scales(p)] for r in readings])
+
+
+def direction_pairs(seed: int, p: Any, unet: Any, schedule: Schedule, classifier: Classifier) -> dict[str, Any]:
+    """Draw pairs of images of two prompts and measure how alike their directions are (D3).
+
+    `cosines` are (timesteps, kinds, readings, guidance scales), `pairs` the first images of each pair of prompts.
+    """
+    model, device, b, size = prompts.prompt_model(unet), unet.device, p.images, classifier.size
+    sides = (torch.cat([prompts.prompt(*goal) for goal in side]) for side in zip(*CHANGES, strict=True))
+    y_hat, y, null = *(side.repeat_interleave(b).to(device) for side in sides), prompts.null().to(device)
+    draw = {"omega": p.sample_omega, "steps": p.sample_steps, "seed": seed}
+    z_hat, z = (synthesise(model, schedule, side, null, size, **draw) for side in (y_hat, y))
+    edit = {"omega": p.edit_omega, "eta": p.edit_eta, "iterations": p.edit_iterations, "seed": 1000 * seed}
+    edited = fast.edit(model, schedule, z_hat[::b], y[::b], y_hat[::b], null, **edit).z
+    others = z.unflatten(0, (-1, b)).roll(1, 1).flatten(0, 1)  # images of the same prompts from other noises
+    generator, rows = torch.Generator().manual_seed(50_000 + seed), []
+    ask = partial(predict, model, schedule)
+    for t in FIGURE["t"]:
+        eps = torch.randn(p.noises, len(CHANGES), 1, size, size, generator=generator)
+        eps = eps.repeat_interleave(b, dim=1).to(device)  # images of one pair of prompts share their noises
+        target, source = ask(z, y, null, t, eps), ask(z_hat, y_hat, null, t, eps)
+        of_edit = ask(edited, y[::b], null, t, eps[:, ::b])
+        of_input = Branch(*(part[:, ::b] for part in source))
+        both = [(target, source), (target.other_image(b), source), (of_edit, of_input), (target.other_noise(), source)]
+        rows.append(torch.stack([alike(*pair, p) for pair in both]))
+    return {
+        "cosines": torch.stack(rows).double(),
+        "pairs": torch.stack([z_hat[::b], z[::b], others[::b], edited.clamp(-1, 1)]),
+        "read_sample": _read(classifier, torch.cat([z_hat, z]), torch.cat([y_hat, y])),
+        "read_edited": _read(classifier, edited, y[::b]),
+        "correlation_aligned": _pixels(z, z_hat),
+        "correlation_unaligned": _pixels(others, z_hat),
+        "correlation_edited": _pixels(edited, z_hat[::b]),
+    }
+
+
+def _read(classifier: Classifier, images: Tensor, asked: Tensor) -> Tensor:
+    """Return the share of images that the classifier reads as the digit and domain of their prompts."""
+    seen = judge.judge(classifier, images)
+    return (seen.digit + prompts.DIGITS * seen.domain == asked.cpu()).float().mean()
+
+
+def _pixels(one: Tensor, two: Tensor) -> Tensor:
+    """Return the correlation of the pixels of two images, mean over the images."""
+    one, two = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (one, two))
+    return torch.cosine_similarity(one, two).mean()
+
+
+def gaussian_pairs(seed: int, p: Any, schedule: Schedule, device: torch.device) -> dict[str, Any]:
+    """Return the cosines of pairs in a Gaussian world, (timesteps, readings, guidance scales) by kind."""
+    draws = torch.Generator().manual_seed(60_000 + seed)
+    world = pair_world(schedule, p.field_size, SHIFT, PROMPT_COSINE, draws).to(device)
+    one, two, eps = torch.randn(3, p.fields, 4, p.field_size, p.field_size, generator=draws).to(device)
+    null, source, target = torch.arange(3, device=device).split(1)
+    ask = partial(predict, world, schedule)
+    found: dict[str, Any] = {}
+    for kind, rho in LIKENESS.items():
+        z, z_hat, rows = world.mean[2] + rho * one + (1 - rho**2) ** 0.5 * two, world.mean[1] + one, []
+        for t in FIGURE["t"]:
+            both = ask(z, target, null, t, eps[None]), ask(z_hat, source, null, t, eps[None])
+            rows.append(alike(*both, p))
+        found[kind] = torch.stack(rows).double()
+    return found

@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[int], region: np.ndarray) -> Figure:
+def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[str], region: np.ndarray) -> Figure:
     """Draw the supplement's Fig. 3: result (c, h, w) and maps (2, steps, h, w) of each run, a run a row.
 
     Each of the two kinds of maps has one colour scale for all rows; a line in the result bounds the region (h, w).
@@ -22,7 +22,6 @@ def saliency(rows: dict[str, tuple[np.ndarray, np.ndarray]], steps: list[int], r
             line[1 + len(steps) + k].imshow(maps[1, k], cmap="cividis", vmin=0, vmax=tops[1])
     for column, words in ((len(steps), "update"), (2 * len(steps), "difference to the input")):
         figure.colorbar(axes[0, column].images[0], ax=axes[:, column], shrink=0.7, label=words)
-    heads = ["result", *[f"step {k}" for k in steps], *[f"by step {k}" for k in steps]]
-    for axis, head in zip(axes[0], heads, strict=True):
+    for axis, head in zip(axes[0], ["result", *steps, *steps], strict=True):
         axis.set_title(head, fontsize=8)
     return figure

@@ -21,10 +21,13 @@ from lib.ground.toy2d import Mixture
 from lib.ground.train import train
 from lib.papers.rdmd import method as rdmd
 
-SIGMA_RANGE = (0.1, 10.0)  # noise levels drawn log-uniformly, for the teacher, the fake and the generator
+# Noise levels drawn log-uniformly, for the teacher, the fake and the generator. Modes of std 0.5 show only below about
+# 1; a lowest level of 0.15 leaves visible bridges between them.
+SIGMA_RANGE = (0.05, 10.0)
 # Streams of random numbers, by what is added to the seed; every seed below 10,000 has its own of each.
 STREAMS = {"points": 0, "fresh": 1_000_000, "floor": 1_010_000, "teacher": 2_000_000, "generator": 3_000_000}
-STREAMS |= {"picture": 4_000_000}
+STREAMS |= {"picture": 4_000_000, "modes": 5_000_000}
+FOUND = 0.4  # least contrast of a mode that counts as found, about half of the target's own 0.77
 
 # ------------------------------------------------------------------------------------------- random numbers by seed
 
@@ -199,6 +202,31 @@ def swap_share(x: np.ndarray, y: np.ndarray) -> float:
     """
     products = ((x[:, None] - x) * (y[:, None] - y)).sum(-1)  # (n, n)
     return float((products[np.triu_indices(len(x), 1)] < 0).mean())
+
+
+def judge_modes(y: np.ndarray, law: Mixture) -> dict[str, float]:
+    """How well the outputs y (n, 2) fall into the modes of a law whose k centres go evenly round a circle.
+
+    Each mode has a sector of 1 / k of the turn. Its contrast is the share of outputs in the inner half of the sector
+    less that in the outer half, over 1 / k: 0 on a ring of any mass, 0 for a lost mode, 1 for a fair share far from the
+    neighbours. "found" counts contrasts above `FOUND`, "contrast" is the weakest; "balance" is the smallest mass of a
+    sector over 1 / k, "precision" the share within three standard deviations of a centre, "spread" the root mean square
+    of the angle to the nearest centre, in radians.
+    """
+    centres = law.means.double().numpy()
+    k = len(centres)
+    turn = (np.arctan2(y[:, 1], y[:, 0]) - math.atan2(*centres[0, ::-1])) / (2 * math.pi / k)
+    sector, off = np.round(turn).astype(int) % k, turn - np.round(turn)  # off from -0.5 to 0.5
+    inner, mass = (np.bincount(part, minlength=k) * k / len(y) for part in (sector[np.abs(off) < 0.25], sector))
+    contrasts = 2 * inner - mass
+    nearest = np.linalg.norm(y[:, None] - centres, axis=-1).min(1)
+    return {
+        "found": float((contrasts > FOUND).sum()),
+        "contrast": float(contrasts.min()),
+        "balance": float(mass.min()),
+        "precision": float((nearest < 3 * law.std).mean()),
+        "spread": 2 * math.pi / k * math.sqrt((off**2).mean()),
+    }
 
 
 def judge_map(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> dict[str, float]:

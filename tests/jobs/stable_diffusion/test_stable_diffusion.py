@@ -261,13 +261,25 @@ def test_comparison_measures_each_picture(sd, image, tmp_path):
     assert found["clip"].tolist() == pytest.approx(similar, abs=1e-5)
 
 
-@pytest.mark.parametrize(("sdedit", "place"), [([0.1, 0.3, 0.4], 3), ([0.3, 0.1, 0.4], 2), ([0.1, 0.19, 0.15], 3)])
-def test_sdedit_is_matched_at_the_smallest_strength_that_reaches_the_text(sdedit, place):
+@pytest.mark.parametrize(
+    ("sdedit", "at", "reached"),
+    [
+        ([0.1, 0.3, 0.4], 0.1 + 0.3 / 2, True),  # half-way between the first two strengths
+        ([0.3, 0.1, 0.4], 0.1 * 0.15 / 0.25, True),  # between the input and the first
+        ([0.1, 0.19, 0.15], 0.4, False),  # never: at the highest
+    ],
+)
+def test_sdedit_is_matched_where_its_line_reaches_the_text(sdedit, at, reached):
     clip, lpips = torch.tensor([0.05, 0.2, *sdedit]), torch.tensor([0.0, 0.15, 0.1, 0.4, 0.5])
     found = zero_shot.matched(clip, lpips)
-    assert found["reached"] == (max(sdedit) >= 0.2)
-    assert found["lpips_gap"].item() == pytest.approx(lpips[place].item() - 0.15)
+    assert found["reached"] == reached
+    assert found["lpips_gap"].item() == pytest.approx(at - 0.15, abs=1e-6)
     assert found["clip_gain"].item() == pytest.approx(0.15)
+
+
+def test_an_edit_that_leaves_the_text_is_matched_by_the_input():
+    found = zero_shot.matched(torch.tensor([0.3, 0.2, 0.4]), torch.tensor([0.0, 0.15, 0.1]))
+    assert found["lpips_gap"].item() == pytest.approx(-0.15)
 
 
 def test_images_of_every_kind_are_prepared(tmp_path, capsys, image):

@@ -15,7 +15,6 @@ from scipy import integrate
 from lib.ground.nets import Stack
 from lib.ground.toy2d import Gaussian
 from lib.papers.rdmd import experiments, method as rdmd, quantiles as rdmd_1d, toy as rdmd_toy
-from lib.record.replicates import stacked
 from tests.rounding import assert_same
 
 S = 1.5
@@ -279,17 +278,18 @@ def test_noise_levels_are_log_uniform_and_each_seed_draws_its_own() -> None:
     assert torch.equal(sigma[1:], again[1])
 
 
-def test_measured_maps_have_one_row_a_seed() -> None:
-    teacher = rdmd_toy.train_teacher([0, 1, 2], P, CPU)
-    trained = experiments.trained_maps([0, 1, 2], [0.0, 1.0], P, teacher, teacher, teacher)
-    best = stacked(experiments.optimal_map(seed, P) for seed in (0, 1, 2))
-    assert trained["cost"].shape == (3, 2)
-    assert trained["outputs"].shape == (3, 2, 400, 2)
-    assert best["inputs"].shape == best["outputs"].shape == (3, 400, 2)
-    assert (best["cost"] < best["cost"] * best["ratio"] + 1e-9).all()
-    np.testing.assert_allclose(best["swaps"], 0)
-    np.testing.assert_allclose(best["distance"], 0, atol=1e-6)
-    assert (best["floor"] > 0.1).all()
+def test_fig_3_has_one_row_a_seed_whatever_the_others_are(double: None) -> None:
+    p = settings(lambdas=[0.0, 1.0])
+    found, alone = (experiments.eight_gaussians(seeds, p) for seeds in ([0, 1, 2], [1]))
+    assert found["learned_cost"].shape == found["exact_found"].shape == (3, 2)
+    assert found["learned_outputs"].shape == (3, 2, 400, 2)
+    assert found["optimal_inputs"].shape == found["optimal_outputs"].shape == (3, 400, 2)
+    assert (found["optimal_cost"] < found["optimal_cost"] * found["optimal_ratio"] + 1e-9).all()
+    np.testing.assert_allclose(found["optimal_swaps"], 0)
+    np.testing.assert_allclose(found["optimal_distance"], 0, atol=1e-6)
+    assert (found["optimal_floor"] > 0.1).all()
+    for name, values in alone.items():
+        np.testing.assert_allclose(found[name][1:2], values, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
 # -------------------------------------------------------------------------------------------------- measures of a map
@@ -318,6 +318,33 @@ def test_judged_maps_tell_the_optimal_from_a_turned_one() -> None:
     assert turned["ratio"] > 3
     assert turned["crossings"] > 0.3
     assert turned["cost"] == pytest.approx(6.25 * float((x**2).sum(1).mean()))
+
+
+def test_a_sample_of_the_law_has_its_modes_and_a_ring_none() -> None:
+    for seed in (1, 2, 3):
+        found = experiments.optimal_map(seed, P)
+        assert found["found"] == 8
+        assert found["contrast"] > 0.6
+        assert found["spread"] == pytest.approx(0.124, abs=0.01)
+        assert found["precision"] == pytest.approx(1 - math.exp(-4.5), abs=0.01)
+        assert found["ring_found"] == 0
+        assert found["ring_contrast"] < 0.1
+        assert found["ring_spread"] == pytest.approx(math.pi / 8 / math.sqrt(3), abs=0.01)
+        assert found["ring_balance"] > 0.8  # the ring has its mass in place, so balance alone would not tell
+
+
+def test_a_lost_or_a_thin_mode_is_not_found() -> None:
+    law = rdmd_toy.laws(P)[1]
+    y = law.sample(8000, rng(13)).double().numpy()
+    first = np.linalg.norm(y - [4.0, 0.0], axis=1) < 2
+    lost = rdmd_toy.judge_modes(y[~first], law)
+    assert lost["found"] == 7
+    assert lost["contrast"] == lost["balance"] == 0
+    third = np.arange(len(y)) % 3 == 0
+    assert rdmd_toy.judge_modes(y[~first | third], law)["found"] == 7
+    shrunk = rdmd_toy.judge_modes(0.6 * y, law)  # the right angles at a wrong radius
+    assert shrunk["found"] == 8
+    assert shrunk["precision"] < 0.6
 
 
 # -------------------------------------------------------------------------------------------------------- 1-D quantiles
