@@ -11,7 +11,7 @@ MOMENTS ?= 12
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
-.PHONY: help setup book record test kills lab preview refresh compare claims bench lint unit nbval book-check lock
+.PHONY: help setup book record test kills lab preview pdf refresh compare claims bench lint unit nbval book-check lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,8 +42,11 @@ record: .venv/.ready  ## the same with the planned replicates, which judge the c
 preview: .venv/.ready  ## build the book from the committed outputs; runs no experiment
 	@$(BIN)/python -m tools.book --committed
 
-lab: .venv/.ready  ## JupyterLab, notebooks paired with their .py files
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+pdf: preview  ## the same as one PDF; needs Chromium
+	@$(BIN)/python -m tools.pdf
+
+lab: .venv/.ready  ## JupyterLab; each notebook is listed once, and its .py file follows it
+	@$(BIN)/jupyter lab --notebook-dir=notebooks --ContentsManager.hide_globs='["__pycache__", "*.py", "*.yaml"]'
 
 refresh compare claims: PROFILE = record
 

@@ -6,6 +6,7 @@ from a smoke run. Without Chromium the browser tests are skipped; REQUIRE_BROWSE
 
 from __future__ import annotations
 
+import doctest
 import functools
 import html.parser
 import http.server
@@ -20,9 +21,16 @@ import threading
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from lib.ground.diffusion import linear, scaled_linear
+from lib.papers.dds import method as dds
+from lib.papers.dds.gaussian import GaussianWorld
+from lib.papers.rdmd import method as rdmd
+from lib.papers.sdft import method as sdft
 from lib.record.files import ROOT
 from tools.book import FOLDERS, contents
 from tools.notebooks import paths
@@ -80,6 +88,54 @@ def test_pages_use_numbers_and_claims_that_exist():
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"^```\{claim\} (\w+)", text, flags=re.MULTILINE)) <= set(entries), page.name
         assert set(re.findall(r'num\["(\w+)"\]', text)) <= notebooks, page.name
+
+
+@pytest.mark.parametrize("page", ["rdmd", "ant", "sdft", "dds"])
+def test_answers_of_exercises_compute_what_they_say(page):
+    found = doctest.testfile(str(BOOK / f"{page}.md"), module_relative=False)
+    assert found.attempted > 4
+    assert found.failed == 0
+
+
+CHECK = {"rule": "gain", "delta": 1.0, "mean": 2.0, "low": 0.5, "high": 3.5, "n": 9, "values": [2.0] * 9}
+
+
+def strip(**changed):
+    sys.path.insert(0, str(BOOK / "_ext"))
+    import forest
+
+    return forest.strip(CHECK | changed)
+
+
+def test_a_strip_shows_interval_bounds_and_the_ground_where_the_rule_holds():
+    at = strip()
+    zero, delta = at["ticks"]
+    assert zero < at["interval"][0] < delta < at["mean"] < at["interval"][1] < 100
+    assert at["ground"] == (zero, pytest.approx(100 - zero))
+    assert at["dots"] == []
+    below = strip(rule="below", value=1.05, interval="log", mean=1.01, low=1.0, high=1.02)
+    assert below["ground"][0] == 0
+    assert below["mean"] < below["ticks"][0] == pytest.approx(sum(below["ground"]))
+    equal = strip(rule="equal", value=2.0, delta=2.0)
+    assert equal["ground"][0] < equal["interval"][0] < equal["interval"][1] < sum(equal["ground"])
+
+
+def test_a_strip_of_few_replicates_has_their_dots_and_one_of_a_computation_no_interval():
+    assert len(strip(n=3, values=[1.0, 2.0, 3.0])["dots"]) == 3
+    one = strip(rule="exact", value=0.0, tolerance=1e-4, mean=1e-13, low=1e-13, high=1e-13, n=1, values=[1e-13])
+    assert one["interval"] is None
+    assert one["dots"] == []
+    assert one["ground"][0] < one["mean"] < sum(one["ground"])
+    unbounded = strip(low=None, high=None, n=2, values=[1.0, 3.0])  # an interval that no number of bounds holds
+    assert unbounded["interval"] == [0, 100]
+    undefined = strip(mean=None, low=None, high=None, values=None)
+    assert undefined["mean"] is None
+
+
+def test_every_claim_has_a_title_for_its_row():
+    titles = yaml.safe_load((BOOK / "titles.yaml").read_text(encoding="utf-8"))
+    assert list(titles) == list(yaml.safe_load((ROOT / "claims.yaml").read_text(encoding="utf-8")))
+    assert max(map(len, titles.values())) <= 45
 
 
 # ------------------------------------------------------------------------------------------------- the built book
@@ -289,6 +345,26 @@ FORMULAS = """() => {
   return [...raw, ...bad].map(e => e.textContent.slice(0, 60)).concat(blank.map(() => 'a formula of no width'));
 }"""
 
+# Display equations are made smaller where the column is narrower; on a desk that must hardly happen.
+EQUATIONS = """least => [...document.querySelectorAll('mjx-container[display="true"] > svg')].flatMap(e => {
+  const width = e.getBoundingClientRect().width;
+  e.style.maxWidth = 'none';
+  const natural = e.getBoundingClientRect().width;
+  e.style.maxWidth = '';
+  return width < least * natural ? [`${Math.round(width)} of ${Math.round(natural)} px`] : [];
+})"""
+
+RAW_TEX = """() => {
+  const walker = document.createTreeWalker(document.querySelector('article') || document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  for (let node; (node = walker.nextNode());) {
+    if (node.parentElement.closest('script, style, pre, code, mjx-container, svg')) continue;
+    const text = node.textContent.match(/\\\\[a-zA-Z]{2,}.{0,30}|\\$[^$]{1,40}\\$/);
+    if (text) found.push(text[0]);
+  }
+  return found;
+}"""
+
 WIDE = """() => {
   const room = document.documentElement.clientWidth;
   if (document.documentElement.scrollWidth <= room) return [];
@@ -337,11 +413,14 @@ SHOWN = """stack => [...stack.querySelectorAll('img')].filter(e => e.checkVisibi
 @pytest.fixture(scope="session")
 def seen(visit, pages) -> dict[str, dict[str, list]]:
     """Open every page once, wide and light, then dark, then as narrow as a phone: kind of fault -> page -> faults."""
-    faults: dict[str, dict[str, list]] = {kind: {} for kind in ("errors", "formulas", "light", "dark", "wide")}
+    kinds = ("errors", "formulas", "equations", "tex", "light", "dark", "wide")
+    faults: dict[str, dict[str, list]] = {kind: {} for kind in kinds}
     for name in pages:
         visit.open(name)
         page = visit.page
-        found = {"formulas": page.evaluate(FORMULAS)}
+        page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+        found = {"formulas": page.evaluate(FORMULAS), "tex": page.evaluate(RAW_TEX)}
+        found["equations"] = page.evaluate(EQUATIONS, 0.85)
         for theme in ("light", "dark"):
             page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
             page.wait_for_function(STILL)
@@ -349,6 +428,7 @@ def seen(visit, pages) -> dict[str, dict[str, list]]:
             found[theme] = [*page.evaluate(CONTRAST).items(), *figures]
         page.set_viewport_size(PHONE)
         found["wide"] = page.evaluate(WIDE)
+        found["equations"] += page.evaluate(EQUATIONS, 0.45)
         found["errors"] = list(visit.errors)
         for kind, wrong in found.items():
             if wrong:
@@ -363,6 +443,14 @@ def test_no_console_error_and_no_failed_or_foreign_request(seen):
 def test_formulas_are_set(seen, pages, book):
     assert seen["formulas"] == {}
     assert any('class="math' in (book / name).read_text(encoding="utf-8") for name in pages)
+
+
+def test_equations_fit_their_column(seen):
+    assert seen["equations"] == {}
+
+
+def test_no_raw_tex_is_seen(seen):
+    assert seen["tex"] == {}
 
 
 def test_text_is_readable_and_figures_fit_in_light(seen):
@@ -413,6 +501,88 @@ def test_three_notebooks_have_a_slider(book):
     names = ("10_rdmd_2d", "30_sdft_weights", "40_dds_gaussian")
     pages = {name: (book / "notebooks" / f"{name}.html").read_text(encoding="utf-8") for name in names}
     assert [name for name, text in pages.items() if "widget-state+json" not in text] == []
+
+
+def test_the_forest_plot_shows_one_kind_of_evidence(visit):
+    visit.open("index.html")
+    rows = visit.page.locator(".forest-row:visible")
+    everything = rows.count()
+    visit.page.locator(".forest-filter input").first.focus()
+    visit.page.keyboard.press("ArrowRight")  # from all to the first kind
+    assert 0 < rows.count() < everything
+    assert {row.get_attribute("data-kind") for row in rows.all()} == {"identity"}
+    rows.first.click()
+    assert "scorecard.html#claim-" in visit.page.url
+
+
+def test_who_predicts_sees_the_result_afterwards(visit):
+    visit.open("rdmd.html")
+    page = visit.page
+    verdict = page.locator(".claim-card .verdict").first
+    assert verdict.is_visible()
+    page.locator(".predict-switch").click()
+    assert not verdict.is_visible()
+    card = page.locator(".claim-card:has(form.claim-predict)").first
+    card.locator("input").focus()
+    page.keyboard.press("Home")
+    card.get_by_role("button", name="reveal").click()
+    assert verdict.is_visible()
+    assert "measured" in card.locator("output").inner_text()
+    visit.open("rdmd.html")  # kept
+    assert page.locator(".claim-card .verdict").first.is_visible()
+    page.locator(".predict-switch").click()
+    page.evaluate("localStorage.clear()")
+
+
+def test_toys_compute_what_lib_computes(visit):
+    visit.open("rdmd.html")
+    toys, draws = visit.page.evaluate, np.random.default_rng(0)
+    world = GaussianWorld(torch.tensor([0.0, 0.1, 0.4]).reshape(3, 1, 1, 1), torch.ones(3, 1, 1, 1), scaled_linear())
+    null, source, target = torch.arange(3).split(1)
+    for _ in range(10):
+        t, gamma, lambda_, omega = int(draws.integers(50, 949)), *draws.uniform(0.5, 9.0, 3)
+        r, alpha, z, z_hat, eps = draws.uniform(-2, 2, 5)
+        assert toys("([t, g]) => Toys.weight(t, g)", [t, gamma]) == pytest.approx(
+            sdft.weight(linear(), gamma)[t].item()
+        )
+        assert toys("l => Toys.radius(1.5, l)", lambda_) == pytest.approx(rdmd.best_radius(1.5, lambda_))
+        exact = np.pi * (abs(r) - 1.5) ** 2 / 3 + lambda_ * rdmd.transport_cost(abs(r), alpha)
+        found = toys("([r, a, l]) => Toys.objective(r, a, 1.5, l)", [abs(r), alpha, lambda_])
+        assert found == pytest.approx(float(exact))
+        shots = draws.normal(-1, 1, (10, 2))
+        to, ideal = shots.mean(0) - 1, np.array([-2.0, -2.0])
+        cosine = to @ ideal / np.linalg.norm(to) / np.linalg.norm(ideal)
+        assert toys("s => Toys.angle(s)", shots.tolist()) == pytest.approx(np.degrees(np.arccos(cosine)), abs=1e-4)
+        x, x_hat, noise = (torch.full((1, 1, 1, 1), float(value)) for value in (z, z_hat, eps))
+        times = torch.tensor([t])
+        x_t, x_hat_t = (world.schedule.add_noise(part, noise, times) for part in (x, x_hat))
+        ours = dds.sds_direction(world, x_t, target, null, omega, times, noise).item()
+        given = [z, z_hat, t, eps, [0, 0.1, 0.4], omega]
+        assert toys("([z, h, t, e, m, w]) => Toys.sds(z, t, e, m, w)", given) == pytest.approx(ours, abs=1e-4)
+        ours = dds.dds_direction(world, x_t, x_hat_t, target, source, null, omega, times).item()
+        assert toys("([z, h, t, e, m, w]) => Toys.dds(z, h, t, e, m, w)", given) == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize(("page", "toy"), [("rdmd", "λ"), ("sdft", "γ"), ("dds", "guidance"), ("ant", "")])
+def test_toys_answer_to_mouse_and_keyboard(visit, page, toy):
+    visit.open(f"{page}.html")
+    root = visit.page.locator(".toy")
+    before = root.inner_text()
+    if toy:
+        root.locator("input").focus()
+        visit.page.keyboard.press("End")
+        assert root.inner_text() != before
+    if page == "dds":
+        root.get_by_role("button", name="play").click()
+        visit.page.wait_for_function("() => document.querySelector('.toy-words').textContent.includes('step 200')")
+    if page == "ant":
+        root.get_by_role("button", name="a hundred times").click()
+        assert "101 draws" in root.inner_text()
+    assert not visit.errors
+
+
+def test_toys_are_small():
+    assert (BOOK / "_static" / "toys.js").stat().st_size < 60_000
 
 
 def test_scorecard_filter(visit):

@@ -197,6 +197,8 @@ def executed_notebook(sources: Sources, name: str) -> bytes:
     if not any(cell.get("outputs") for cell in notebook["cells"]):
         raise UserError(f"notebook {path.relative_to(ROOT)} has no outputs; run `{sources.command}`")
     drop_progress_bars(notebook)  # one that was run in JupyterLab has them
+    for cell in notebook["cells"]:  # a mark for the tests, nothing for readers
+        cell["source"] = [line for line in cell["source"] if line.strip() != "# NBVAL_CHECK_OUTPUT"]
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True).encode()
 
 
@@ -212,15 +214,22 @@ def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
     data = {
         "profile": sources.profile,
         "papers": {name: page for page, name in paper_pages().items() if (ROOT / "book" / f"{page}.md").exists()},
+        "sources": pages_data("papers.yaml"),
         "claims": {
             key: {"notebook": ""} | judged.get(key, claims.not_tested(entry, entry.get("reason", "not run")))
             for key, entry in entries.items()
         },
+        "titles": pages_data("titles.yaml"),
         "results": kept,
         "costs": costs(sources),
         "bench": {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))},
     }
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def pages_data(name: str) -> dict[str, Any]:
+    """Return a file beside the pages that says something of each claim or paper."""
+    return yaml.safe_load((ROOT / "book" / name).read_text(encoding="utf-8"))
 
 
 def costs(sources: Sources) -> dict[str, dict[str, Any]]:

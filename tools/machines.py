@@ -41,7 +41,8 @@ def main() -> None:
         had = kept["spread"].setdefault(key, {})
         had.update({name: max(value, had.get(name, 0.0)) for name, value in checks.items()})  # the two farthest apart
     files = [file for place in (record, folder) for file in place.glob("[0-9]*.json")]
-    names = {read_results(file)["provenance"]["hardware"]["cpu"] for file in files}
+    hardware = [read_results(file)["provenance"]["hardware"] for file in files]
+    names = {", ".join(one[key] for key in ("cpu", "kernels") if key in one) for one in hardware}
     kept["machines"] = sorted({*kept["machines"], *names})
     write_atomic(path, json.dumps(kept, indent=1, sort_keys=True) + "\n")
     print(f"{path.relative_to(ROOT)}: {sum(map(len, kept['spread'].values()))} checks of {', '.join(kept['machines'])}")

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import forest
 from docutils import nodes
 from docutils.parsers.rst import directives
 from jinja2 import ChoiceLoader, FileSystemLoader
@@ -85,6 +86,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
         f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
     }
     named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
+    named["paper"] = Named(data["sources"], "paper")
     papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
     versions: dict[str, set[str]] = {}
     for one in data["results"].values():
@@ -93,6 +95,8 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
     values = {
         "argument": argument,
         "chosen": named[template][argument] if template in named else None,
+        "judged": [i for i, one in data["claims"].items() if one["checks"]],
+        "strip": forest.strip,
         "by_paper": [(p, [i for i, one in data["claims"].items() if one["entry"]["paper"] == p]) for p in papers],
         "versions": [{"package": name, "version": ", ".join(sorted(found))} for name, found in versions.items()],
         "marks": claims.MARKS,

@@ -30,3 +30,65 @@ document.addEventListener("DOMContentLoaded", () => {
   form.addEventListener("submit", (event) => event.preventDefault());
   apply();
 });
+
+// The forest plot's filter: one kind of evidence, or all.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const forest of document.querySelectorAll(".forest")) {
+    const form = forest.querySelector(".forest-filter");
+    form.hidden = false;
+    form.addEventListener("change", () => {
+      for (const row of forest.querySelectorAll("[data-kind]")) {
+        row.hidden = form.elements.kind.value !== "all" && row.dataset.kind !== form.elements.kind.value;
+      }
+    });
+  }
+});
+
+// "Predict, then reveal": cards hide their result until the reader has said where it will lie. Off unless asked for.
+document.addEventListener("DOMContentLoaded", () => {
+  const forms = [...document.querySelectorAll("form.claim-predict")];
+  if (!forms.length) return;
+  const kept = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
+  const keep = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a browser that keeps nothing */ } };
+  const said = (form, share) => {
+    const { start, end, log } = form.dataset;
+    const x = Number(start) + ((Number(end) - Number(start)) * share) / 100;
+    return log === "1" ? Math.exp(x) : x;
+  };
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "toy-button predict-switch";
+  document.querySelector("article h1").after(button);
+  const apply = () => {
+    const on = kept("predict") === "on";
+    button.textContent = on ? "show all results" : "predict before you see the results";
+    for (const form of forms) {
+      const guess = kept(`predict-${form.dataset.claim}`), card = form.closest(".claim-card");
+      form.hidden = !on;
+      card.classList.toggle("predicting", on && guess === null);
+      form.querySelector("button").hidden = form.querySelector("input").disabled = guess !== null;
+      if (guess !== null) {
+        const value = Number(guess), { low, high, mean } = form.dataset;
+        const where = value >= Number(low) && value <= Number(high) ? ", inside the interval" : ", outside the interval";
+        form.querySelector("output").textContent = `you said ${value.toPrecision(3)}; measured ${Number(mean).toPrecision(3)}${low === high || low === "None" ? "" : where}`;
+      }
+    }
+  };
+  for (const form of forms) {
+    const input = form.querySelector("input");
+    const output = form.querySelector("output");
+    output.tabIndex = -1;
+    input.addEventListener("input", () => {
+      output.textContent = said(form, input.value).toPrecision(3);
+      input.setAttribute("aria-valuetext", output.textContent);
+    });
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      keep(`predict-${form.dataset.claim}`, said(form, input.value));
+      apply();
+      output.focus();
+    });
+  }
+  button.addEventListener("click", () => { keep("predict", kept("predict") === "on" ? "off" : "on"); apply(); });
+  apply();
+});

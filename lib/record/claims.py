@@ -108,7 +108,7 @@ def _ratio(check: Check) -> bool:
     return check.get("interval") == "log"
 
 
-def _edges(check: Check) -> tuple[float, float]:
+def edges(check: Check) -> tuple[float, float]:
     """Return the bounds that a rule compares an interval with, on the scale of logs for ratios."""
     scale = math.log if _ratio(check) else float
     value, delta = (scale(check[key]) if key in check else 0.0 for key in ("value", "delta"))
@@ -130,7 +130,7 @@ def _edges(check: Check) -> tuple[float, float]:
 
 def _state(check: Check, x: Interval) -> tuple[str, str]:
     """Return whether an interval holds a rule, contradicts it or leaves it undecided, and how it contradicts a gain."""
-    low, high = _edges(check)
+    low, high = edges(check)
     if check["rule"] == "exact":
         return ("holds" if low <= x.mean <= high else "contradicted"), ""
     if check["rule"] == "gain":
@@ -144,7 +144,7 @@ def _state(check: Check, x: Interval) -> tuple[str, str]:
 
 def _distance(check: Check, mean: float) -> float:
     """Return how far from the mean lies what an interval must exclude to decide; by plan, not by luck, for a gain."""
-    low, high = _edges(check)
+    low, high = edges(check)
     if check["rule"] in ("gain", "no harm"):
         return high if check["rule"] == "gain" else -low
     return min(abs(mean - edge) for edge in (low, high) if math.isfinite(edge))

@@ -59,6 +59,8 @@ def collect(
     to the first folder as it ends. With a `block`, ``measure(seeds, ...)`` computes so many side by side, and what it
     returns has a leading axis for them. `about` goes into the files.
     """
+    if own and block:
+        raise ValueError("own, block: seeds that are measured together cannot have a world each")
     code = digest(measure)
     found = {seed: kept for seed in seeds if (kept := _kept(seed, folders, code, parameters))}
     missing = [seed for seed in seeds if seed not in found]
@@ -76,7 +78,7 @@ def collect(
             words["seconds"] = seconds = round((time.perf_counter() - began) / len(chunk), 2)
             words["finished"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
             for seed, row in zip(chunk, rows, strict=True):
-                _write(folders[0] / f"{seed}.npz", row, words)
+                write(folders[0] / f"{seed}.npz", row, words)
                 found[seed] = row, seconds
     return stacked(found[seed][0] for seed in seeds), [found[seed][1] for seed in seeds]
 
@@ -108,7 +110,8 @@ def _rows(measured: Mapping[str, Any], block: int) -> Iterator[Measured]:
         yield {name: array[i] for name, array in arrays.items()}
 
 
-def _write(path: Path, row: Measured, about: Mapping[str, Any]) -> None:
+def write(path: Path, row: Measured, about: Mapping[str, Any]) -> None:
+    """Write the arrays of a replicate and where they come from, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **row, **{ABOUT: np.array(json.dumps(about))})
     with room(path.parent):

@@ -163,9 +163,9 @@ class Run:
     def hardware(self) -> dict[str, Any]:
         """Return what this run computes on."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and self.device.type == "cuda" else None
-        # Rounding goes by the processor's kind of kernels.
-        cpu = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
-        return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+        kernels = torch.backends.cpu.get_cpu_capability()  # rounding goes by them
+        threads = torch.get_num_threads()
+        return {"cpu": processor(), "kernels": kernels, "cores": os.cpu_count(), "threads": threads, "gpu": gpu}
 
     def finish(self) -> None:
         """Write `FOLDER/results/NOTEBOOK.json` and print the provenance; the last call of every notebook."""

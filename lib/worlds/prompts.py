@@ -97,10 +97,8 @@ def shared(p: Any, seed: int) -> World:
     folder = Path(p.source or p.artefacts / "prompts" / str(seed))
     there = p.source or folder.exists()
     unet, schedule = load(folder, p.device) if there else class_model(folder, p.device, steps=p.prompt_steps, seed=seed)
-    judges = p.artefacts / "judges" / str(seed)
-    if not judges.exists():
-        sources.classifier(judges / "classifier", unet.config["sample_size"], p.judge_steps, seed, p.device)
-    return unet, schedule, sources.judge_for(unet, judges, p.judge_steps, p.device)
+    judge = p.artefacts / "judges" / str(seed)
+    return unet, schedule, sources.judge_for(unet, judge, p.judge_steps, p.device, seed)
 
 
 def trained(p: Any, seed: int) -> World:
@@ -108,6 +106,7 @@ def trained(p: Any, seed: int) -> World:
     if not p.source:
         settings = {"size": p.size, "channels": p.channels, "steps": p.prompt_steps, "batch": p.batch, "lr": p.lr}
         class_model(p.artefacts / "prompts" / str(seed), p.device, **settings, ema=p.ema, seed=seed)
+        sources.classifier(p.artefacts / "judges" / str(seed), p.size, p.judge_steps, seed, p.device)
     return shared(p, seed)
 
 

@@ -94,17 +94,16 @@ def shared(p: Any) -> World:
     folder = Path(p.source or p.artefacts / "source")
     there = p.source or folder.exists()
     unet, schedule = load(folder, p.device) if there else source_model(folder, p.device, steps=p.source_steps)
-    return unet, schedule, judge_for(unet, p.artefacts, p.judge_steps, p.device)
+    return unet, schedule, judge_for(unet, p.artefacts / "classifier", p.judge_steps, p.device)
 
 
-def judge_for(unet: UNet2DModel, artefacts: Path, steps: int, device: Device) -> Classifier:
-    """Load the classifier in `artefacts`, trained there if there is none yet, that is to judge the images of `unet`."""
-    folder = artefacts / "classifier"
+def judge_for(unet: UNet2DModel, folder: Path, steps: int, device: Device, seed: int = 0) -> Classifier:
+    """Load the classifier in `folder`, trained there if there is none yet, that is to judge the images of `unet`."""
     size, channels = unet.config["sample_size"], unet.config["in_channels"]
-    judge = load_classifier(folder, device) if folder.exists() else classifier(folder, size, steps, device=device)
+    judge = load_classifier(folder, device) if folder.exists() else classifier(folder, size, steps, seed, device)
     if (size, channels) != (judge.size, 1):
         text = f"images {channels} x {size} x {size} given; the classifier takes 1 x {judge.size} x {judge.size}"
-        raise UserError(f"source: {text}; name another model, or delete {folder} and run 50_source at this size")
+        raise UserError(f"source: {text}; name another model, or delete {folder}: it is then trained anew")
     return judge
 
 

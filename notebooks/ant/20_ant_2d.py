@@ -20,7 +20,7 @@
 # the arrows are 2.8, 7.7 and 13.8 degrees away (A1). In their Fig. 2b and c the samples of the ANT model arrive at the
 # target and those of the plainly fine-tuned one stay short of it (A2).
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -52,7 +52,7 @@ sweep_lrs: list[PositiveFloat] = [0.0001, 0.001]  # other step sizes, for plain 
 samples: PositiveInt = 1000  # samples a fine-tuned network
 sweep_gammas: list[NonNegativeFloat] = [0.0, 0.3, 1.0, 3.0]  # other gamma in fine-tuning
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -139,7 +139,7 @@ errors = {name: values for name, values in found.items() if values.shape[1:] == 
 bias, weight = ({name: values[..., i].mean(1) for name, values in errors.items()} for i in (0, 1))
 readings = {"bias": bias, "weight": weight}
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 for name, key in (KEYS | {"guidance, exact": "guidance_exact", "flipped, exact": "flipped"}).items():
     run.number(f"error_{key}_bias", bias[name], "deg")
 for name, key in KEYS.items():
@@ -167,7 +167,7 @@ figures.show(
 # at the paper's step size has next to no effect on the direction. The next table has other timesteps.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def text(values):
     spread = claims.interval(np.asarray(values))
     return f"{spread['mean']:.2f} ± {(spread['high'] - spread['low']) / 2:.2f}"
@@ -192,7 +192,7 @@ run.table("errors_by_t", rows)
 # target samples, the size that the paper compares in its Table 3. The derivation in its appendix gives the first power
 # and a plus sign, the text prints the square and a minus sign.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 judges = ("10 shots", "100 shots", "exact")
 rows = [
     {"power of sigma_hat": power, "sign": word}
@@ -208,7 +208,7 @@ for key, name in {"100_shots": "2 -1 100 shots", "power_1": "1 -1 10 shots", "po
 # Adversarial noise: larger step sizes, and both ways to normalise in the plane ("batch": each coordinate over the
 # batch; "all": both together). Gain: angle error of guidance alone minus that of ANT, 10-shot classifier.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ways = {(norm, omega): f"omega {omega:g} {norm}" for norm in ("batch", "all") for omega in (p.omega, *p.sweep_omegas)}
 rows = [
     {"norm": norm, "omega": omega} | {key: text(gain(x, "2 -1 10 shots", way)) for key, x in readings.items()}
@@ -222,7 +222,7 @@ for key, way in quoted.items():
 # %% [markdown]
 # What the adversarial noise looks like: the paper shows an ellipse whose long axis is said to follow the gradient.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ratios, frames = {}, []
 for omega in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
     cloud = adversarial(omega=omega)[0].cpu()
@@ -242,7 +242,7 @@ figures.slider(run, "noise", frames, description="omega", alt=words)
 
 # %%
 moved = {name: values for name, values in found.items() if name not in errors}
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 moved[f"lr {p.transfer_lr:g} w2"] = moved["10,000 samples curve"][:, -1]
 rates = sorted((*p.sweep_lrs, p.transfer_lr))
 rows = [{"step size": f"{lr:g}", "W2, 10,000 samples": text(moved[f"lr {lr:g} w2"])} for lr in rates]
@@ -261,7 +261,7 @@ run.number("first_coordinate_ant", means["ANT"][:, 0])
 # The paper's heat-map, with the samples of all draws: each column counts the first coordinate at one of 200 sampling
 # steps. The line is one sample on its way, from the same noise in both panels; dotted: the target's mean.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 plain, ours = (means[name][:, 0].mean() for name in ("DDPM", "ANT"))
 alt = "First coordinate of all samples while sampling. Both start around 0; the mean ends at "
 alt += f"{plain:.2f} for plain fine-tuning and {ours:.2f} for ANT; the target's mean, dotted, is at -1."
@@ -273,7 +273,7 @@ figures.show(run, "heat", lambda: toy_figures.heat(moved), alt, "png")
 # $\gamma\sqrt{1-\bar\alpha_t}$: it goes beyond the target, away from the source. So the number of steps decides what is
 # seen, and the curve over steps says more than one number.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 curves = {name: moved[f"{name} curve"] for name in (*LABEL, "10,000 samples")}  # each (draws, checkpoints)
 stops = toy.checkpoints(p)
 
@@ -305,7 +305,7 @@ for name, key in KEYS.items():
 # How much of this is $\gamma$? The same fine-tuning with guidance only and smaller $\gamma$: samples of the first draw
 # (dots), its ten shots (crosses) and the target's circle of one and two standard deviations.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 rows, frames, words = [], [], []
 for gamma in (*p.sweep_gammas, p.gamma):
     name = f"gamma {gamma:g}"
@@ -349,5 +349,5 @@ run.claim(
 #   better one the guidance does help the direction, so nothing here speaks against it on images.
 # - W2 between two finite sets is positive even for equal densities; the results give that floor.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -52,7 +52,7 @@
 # evaluations of the network, a plain one 1: we compare at equal iterations and at equal evaluations, for which the
 # plain arms run longer.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -80,7 +80,7 @@ classifier_lr: PositiveFloat = 1e-4  # the paper's
 samples: PositiveInt = 60  # images sampled at each checkpoint
 sampling_steps: PositiveInt = 16  # of ancestral sampling
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -126,7 +126,7 @@ for name, key in keys.items():
     percent[f"share_{key}"], millions[key] = 100 * ours / base, base / 1e6
     print(f"{name:13} {millions[key]:6.1f} M: {100 * ours / base:.2f} %, with d = 16 {100 * wide / base:.2f} %")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ours, base = adaptor.counts(draw.unet.config, d=p.d)
 for key, value in {**percent, "share_here": 100 * ours / base}.items():
     run.number(key, value, "%")
@@ -139,7 +139,7 @@ run.claim("A4", **percent, size_adm=millions["adm"])
 arms = experiments.arms(p)
 values = run.replicates(experiments.limited_data, shared)  # each (draws, stops) or (draws,)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 short = arms["ANT"].stops  # those that all arms have; 0 is the source
 last, early = len(short) - 1, (len(short) + 1) // 2
 cost = {name: [n * (arm.J + 1) for n in arm.stops] for name, arm in arms.items()}  # the network's
@@ -154,7 +154,7 @@ rows = {"source": ("full", 0), **{name: (name, last) for name in arms}}  # what 
 # below it. The distance to the nearest shot tells new digits from copies.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def at(name, measure, i=last):
     return values[f"{name} {measure}"][:, i]  # (draws,)
 
@@ -188,7 +188,7 @@ figures.show(run, "iterations", lambda: draw_lines(shown, over, "iterations"), a
 # ### At equal network evaluations
 # The same points, drawn over what they cost.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 equal = {"ANT": ("ANT", same_cost), "full": ("full", -1), "adaptor": ("adaptor", -1)}
 alt = f"The same over network evaluations. Frechet distance after about {budget}: {ends('frechet', 0, equal)}."
 draw_costs = partial(draw_lines, ["frechet", "intra_lpips"], cost, "network evaluations (forward and backward)")
@@ -203,7 +203,7 @@ for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.item
 for key, (name, i) in rows.items():
     for measure in experiments.MEASURES:
         run.number(f"{key.lower().replace(' ', '_')}_{measure}", at(name, measure, i))
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 best = {name: values[f"{name} frechet"][:, 1:].min(1) for name in arms}
 for name in ("full", "adaptor"):
     run.number(f"equal_cost_gain_{name}", at(name, "frechet", -1) - at("ANT", "frechet", same_cost))
@@ -220,7 +220,7 @@ run.claim("A3")
 # ### Two noises over the training
 # The first two noises of the first draw, not selected, equal steps in both arms; the left column is the source.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 pictures = {name: torch.from_numpy(values[f"{name} samples"][0, : len(short)]) for name in arms}  # of the first draw
 in_rows = torch.cat([pictures[name][:, k] for k in range(2) for name in ("full", "ANT")])
 titles, labels = ["source", *map(str, short[1:])], [f"{arm}, noise {k}" for k in (1, 2) for arm in ("full", "ANT")]
@@ -235,7 +235,7 @@ figures.show(run, "two-noises", draw_stages, alt, kind="png")
 # deviation of $\log_2$ of the iteration, without noises whose sample is handwritten from the start; *copies* are
 # counted at the iteration *transferred*, and at the arm's last one.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 columns = ("spread", "copies", "transferred", "copies_end")
 run.table("transfer", [{"arm": name, **experiments.row(values, name, columns)} for name in arms])
 for name, unused in {"full": "transferred", "adaptor": "", "ANT": "copies_end"}.items():
@@ -248,7 +248,7 @@ run.claim("A5")
 # ### Samples
 # The first eight noises of the first draw, not selected, after the same iterations: a row is one noise.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 shown = [torch.from_numpy(values["shots"][0]), *(pictures[name][i] for name, i in rows.values())]
 in_rows = torch.stack([images[:8] for images in shown], dim=1).flatten(0, 1)
 draw_samples = partial(figures.image_grid, in_rows, ncols=len(shown), titles=["shots", *rows], cell=0.75)

@@ -36,7 +36,7 @@
 # The *spread* of a measure over a setting is its largest minus its smallest value. A spread is never below zero, also
 # where a setting does nothing, so both are compared with each other.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -62,7 +62,7 @@ classifier_lr: PositiveFloat = 1e-4  # the paper's
 samples: PositiveInt = 60  # images sampled from each run
 sampling_steps: PositiveInt = 16  # of ancestral sampling
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -96,7 +96,7 @@ values = run.replicates(experiments.sensitivity, shared)
 # diverse. The panels of a row share their vertical axis.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def sweep(name, measure):
     """One measure over a sweep, (points, draws)."""
     return np.stack([values[f"{name} {x:g} {measure}"] for x in settings[name]])
@@ -128,7 +128,7 @@ run.table("sweeps", [rows[name] for name in ["source", *swept]], note)
 # ### A classifier that has seen more of the target
 # The same fine-tuning on the same ten shots; only the classifier behind the guidance has seen more images.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.table("classifier", [rows[name] for name in names["classifier"]], note)
 (ten, more), diversity = sweep("classifier", "frechet"), sweep("classifier", "intra_lpips")
 run.number("gain_classifier", ten - more)
@@ -139,7 +139,7 @@ run.number("classifier_more_intra_lpips", diversity[1])
 # ### Samples over gamma
 # The first noises of the first draw, not selected; a row is one value of $\gamma$, a column one noise.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 in_rows = torch.cat([torch.from_numpy(values[f"{name} samples"][0]) for name in names["gamma"]])
 labels = [f"$\\gamma$ = {x:g}" for x in settings["gamma"]]
 realism = ", ".join(f"{name} {values[f'{name} realism'].mean():.2f}" for name in names["gamma"])

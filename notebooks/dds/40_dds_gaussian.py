@@ -15,7 +15,7 @@
 # Delta Denoising Score (DDS) subtracts the score of the unedited image under its own prompt. What does that change if
 # the score is exactly right, so that nothing can be blamed on the network?
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -33,7 +33,7 @@ adam_etas: list[PositiveFloat] = [0.005, 0.01, 0.02, 0.05]  # its sweep
 variance_inside: PositiveFloat = 0.7  # unequal world: variance of the target prompt in the edited region
 variance_outside: PositiveFloat = 0.98  # and outside; all other variances are 1
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ found = run.replicates(experiments.gaussian, experiments.gaussian_worlds)
 # ## Result
 # ### What is left of an image: DDS, SDS, regularised SDS
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 methods = experiments.gaussian_methods(p)
 ends = {"input": picture, "DDS": delta.z}
 for name in ("SDS", *(f"SDS, lambda {v:g}" for v in p.lambdas if v in (0.3, 3.0))):
@@ -123,7 +123,7 @@ alt += "field with the disc; regularised SDS fades between the two."
 figures.show(run, "ends", lambda: figures.image_grid(grid, len(ends), titles, cell=1.25), alt, "png")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def means(names: dict, keys: dict) -> dict:
     """Mean measures of some runs by their keys."""
     return {name: {k: float(found[f"{key_of(name)}_{k}"].mean()) for k in keys} for name in names}
@@ -170,7 +170,7 @@ def directions(t: int) -> list[torch.Tensor]:
     return [z_t, sds, dds.dds_direction(unequal, z_t, z_t, target, source, null, p.omega, times)]
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_directions(t: int) -> Figure:
     """Draw the noised picture and the norms of both directions."""
     noisy, *both = (x[0].cpu() for x in directions(t))
@@ -201,7 +201,7 @@ figures.slider(run, "directions", pictures, "t", [say(t) for t in frames])
 # In the world of unequal variances: the share of the update energy that falls into the disc, and how unevenly the
 # change is spread over the pixels by then.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 heads = {"completed": "completed", "share": "share of update energy in the disc", "gini": "Gini, accumulated change"}
 heads["background"] = "background change (RMS)"
 compared = experiments.gaussian_optimizers(p)
@@ -222,7 +222,7 @@ figures.show(
 # The share that is completed does not depend on the size of the edit; what is visibly left does.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_steps() -> Figure:
     """Draw the remaining edit over the iterations: by preset, and by size of the edit."""
     figure, (one, two) = plt.subplots(1, 2, figsize=(7, 2.9))
@@ -242,7 +242,7 @@ alt = f"Completed after 200 iterations: {', '.join(f'{m} {found[m][:, 200].mean(
 alt += f"An edit of 1 standard deviation is within 0.1 of its end after {small} iterations, one of 8 after {large}."
 figures.show(run, "steps", draw_steps, alt)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 numbers = {f"{m}_{key}": found[f"{m}_{key}"] for m in ("dds", "sds") for key in ("completed", "along", "spread")}
 numbers |= {f"{name}_200": found[name][:, 200] for name in optimizers.PRESETS}
 numbers |= {name: found[name] for name in ("steps_small", "steps_large")} | {"area": region.mean().item()}
@@ -281,5 +281,5 @@ run.claim(
 #   edit's direction alone it does not. Both are in the table.
 # - The null prompt has the source's mean here. Where it lies elsewhere, SDS ends elsewhere, and DDS does not.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -48,7 +48,7 @@
 # each. The guidance scale and the grids of learning rates were chosen on seeds from 1000 upwards; 7.5, the paper's
 # scale for text, is in the sweep.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -83,7 +83,7 @@ sweep_seeds: PositiveInt = 1  # seeds of the two sweeps that follow
 lambdas: list[PositiveFloat] = [0.1, 0.3, 0.5, 1.0]  # weights of regularised SDS
 omegas: list[PositiveFloat] = [1.0, 7.5, 15.0]  # further guidance scales
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -94,6 +94,7 @@ from lib.papers.dds import digit_experiments as experiments, fast, figures as dr
 from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 from lib.record.files import UserError
+from lib.record.intervals import Shares
 from lib.worlds import digits, judge as judges, prompts as digit_prompts
 from lib.worlds.sources import seconds as trained_in
 
@@ -142,7 +143,7 @@ steps = run.replicates(experiments.lengths, own=digit_prompts.trained)
 # ### DDS, SDS and regularised SDS
 # The first inputs of the first seed, not selected.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 HEADS = {"success": "success", "outside": "change outside", "spread": "spread kept", "detail": "detail kept"}
 note = f"{p.images} inputs a seed; mean and 95 % interval over {p.seeds} seeds"
 
@@ -170,7 +171,7 @@ def rows_of_digits(figure: str, rows: dict[str, np.ndarray], words: str, cell: f
     figures.show(run, figure, lambda: figures.image_grid(shown, n, row_labels=list(rows), cell=cell), alt, "png")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 names = ["DDS", "SDS", *(f"SDS, lambda {v:g}" for v in sorted(p.lambdas))]
 rows = {"input": found["inputs"][0]}
 rows |= {m.replace("SDS, lambda", "$\\lambda$ ="): found[f"{key_of(m)}_z"][0] for m in names}
@@ -180,7 +181,7 @@ text = f"{note}, lambda over {p.sweep_seeds}; slant: correlation of input and ou
 table("methods", names, HEADS | {"slant": "slant"}, text)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_trade() -> Figure:
     """Draw faithfulness and variety against success."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.0), sharex=True)
@@ -209,7 +210,7 @@ figures.show(run, "trade", draw_trade, alt=f"Success, change outside the strokes
 # does not come so far in 200 steps has no dot. The line is the mean over the seeds, the star the least change of a
 # seed's arm, mean over the seeds.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 ARMS = {"sgd": "DDS, SGD", "adam": "DDS, Adam", "sds": "SDS, SGD"}
 rates = experiments.rates(p)
 best = {arm: np.nan_to_num(arms[f"{arm}_outside"], nan=np.inf).argmin(1)[:, None] for arm in ARMS}  # (seeds, 1)
@@ -240,8 +241,8 @@ rows = []
 for arm, name in ARMS.items():
     row = {"run": name, "best rate, median": float(np.median(np.array(rates[arm])[best[arm]]))}
     for key, head in (("step", "steps"), ("outside", "change outside"), ("share", "share of update energy inside")):
-        run.number(f"{arm}_{key}", at_best(arm, key))
-        row[head] = run.text(f"{arm}_{key}")
+        run.number(f"best_{arm}_{key}", at_best(arm, key))
+        row[head] = run.text(f"best_{arm}_{key}")
     rows.append(row)
 alt = "Change outside the strokes and share of the update energy inside, over learning rates, when nine in ten inputs "
 alt += "read as the target. At the best rates: "
@@ -255,7 +256,7 @@ run.table("optimisers", rows, f"each arm at its best rate of a seed; mean and 95
 # the input so far; half-way and when nine in ten inputs read as the target. Each of the two kinds has one colour scale
 # for all rows. First input of the first seed; the line bounds the strokes.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 panels = {name: (arms[f"{arm}_z"][0, 0], arms[f"{arm}_maps"][0]) for arm, name in ARMS.items()}
 alt = "Saliency maps of one digit for DDS with SGD, DDS with Adam and SDS with SGD, half-way and at equal completion. "
 alt += f"Share of the update energy inside the strokes, {region.mean():.0%} of the pixels: "
@@ -282,7 +283,7 @@ run.claim(
 # made smaller, such that the chosen edit takes about 150. Line: share of the inputs read as the target after each step,
 # mean over seeds; band: from the lowest to the highest seed.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 farthest = digit_prompts.farthest_pair(HANDWRITTEN, judge.size)
 edits = {kind: f"{a} to {b}" for kind, (a, b) in (("small", chosen), ("large", farthest))}
 longest, half = p.iterations_long, p.iterations_long // 2
@@ -300,7 +301,7 @@ text = f"{p.seeds} x {p.images} inputs of each; an input never read as the targe
 run.table("steps", rows, text)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_steps() -> Figure:
     """Draw success over the steps."""
     figure, axis = plt.subplots(figsize=(6, 3.0))
@@ -318,7 +319,7 @@ words = "; ".join(f"{row['edit']}: {row['steps until it is']} steps on average" 
 figures.show(run, "steps", draw_steps, alt=f"Share of inputs read as the target over the steps. {words}.")
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_at(index: int) -> Figure:
     """Draw the first inputs of both pairs, and what they are at one of the steps shown."""
     pictures = np.concatenate([steps[f"{kind}_path"][0][i] for kind in edits for i in (0, index)])
@@ -338,12 +339,13 @@ figures.slider(run, "over-steps", frames, "step", [say(k) for k in ticks])
 
 # %%
 small, large = steps["small_success"], steps["large_success"]
+few = min(held_out.tolist())  # distinct pictures of a digit, which seeds share
 run.claim(
     "D4",
     needs_more=large[:, longest] - large[:, half],
-    suffice=small[:, half],
-    reached=large[:, longest],
-    early=small[:, longest // 8],
+    suffice=Shares(small[:, half], few),
+    reached=Shares(large[:, longest], few),
+    early=Shares(small[:, longest // 8], few),
 )
 
 # %% [markdown]
@@ -351,7 +353,7 @@ run.claim(
 # Success against what the edit changes elsewhere. *Peak* is the largest absolute value in $z$, mean over the inputs: a
 # picture ends at 1, and what is beyond is cut off when one looks at it.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 scales = dict(sorted(({w: f"DDS, omega {w:g}" for w in p.omegas} | {p.omega: "DDS"}).items()))
 text = f"{note}, omega with a number over {p.sweep_seeds}; DDS: omega = {p.omega:g}"
 heads = {k: HEADS[k] for k in ("success", "outside", "spread")} | {"peak": "peak"}
@@ -365,14 +367,14 @@ rows_of_digits("guidance", rows, f"Success and change outside by guidance scale:
 # The same digit in the other domain: a prompt of its own for each input, all ten digits in one batch. Such an edit has
 # no strokes of its own, so the *change* is that of the whole picture.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 heads = {k: k.replace("_", " ") for k in ("success", "digit_kept", "change")}
 table("print to handwriting", ["written DDS", "written SDS"], heads, note)
 rows = {"printed": found["printed"][0], "DDS": found["written_dds_z"][0], "SDS": found["written_sds_z"][0]}
 words = "; ".join(f"{m} {mean(f'written {m}', 'success'):.2f}" for m in ("DDS", "SDS"))
 rows_of_digits("written", rows, f"Handwritten versions by both; success: {words}", cell=0.4)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.number("area", 100 * region.mean().item(), "%")
 run.number("seconds_training", trained_in(p.source or run.artefacts / "prompts" / str(p.seed)), "s")
 for key in ("omega", "images", "seeds", "prompt_steps", "small_eta"):
@@ -390,5 +392,5 @@ for key in ("omega", "images", "seeds", "prompt_steps", "small_eta"):
 # - There are 35 to 37 held-out pictures of a digit, which seeds share; model, judge and noises are a seed's own.
 # - We did not find the paper's learning rate of Adam. Each arm has its best of five, for each seed anew.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

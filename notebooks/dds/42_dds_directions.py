@@ -51,7 +51,7 @@
 #
 # The paper's curves, for Stable Diffusion, we read off its Fig. 8 to about 0.005. A seed is a new draw of all.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -78,7 +78,7 @@ edit_eta: PositiveFloat = 0.1  # their size; together as far as the 200 of the a
 fields: PositiveInt = 20  # pairs in the Gaussian world
 field_size: PositiveInt = 32  # height and width of its images
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ runs = run.replicates(directions.direction_pairs, own=digit_prompts.shared)
 gauss = directions.gaussian_pairs(p.seed, p, latent, run.device)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def curve(kind: str, reading: str, omega: float = p.omega) -> np.ndarray:
     """Return the digit network's cosine at every timestep, (seeds, timesteps)."""
     return runs["cosines"][:, :, kinds.index(kind), READINGS.index(reading), omegas.index(omega)]
@@ -160,7 +160,7 @@ def measured(kind: str, reading: str) -> np.ndarray:
 # ### The pairs
 # The first image of each pair of prompts, first seed, not selected.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 facts = {"read_sample": "images drawn that are read as their prompt", "read_edited": "DDS edits read as their prompt"}
 facts |= {f"correlation_{kind}": f"correlation of the pixels, {kind} pairs" for kind in kinds[:3]}
 for key in facts:
@@ -180,7 +180,7 @@ run.table("images", [{"measured": words, "mean": run.text(key)} for key, words i
 # closed form, dots measured. Dashed: Stable Diffusion, from the paper's figure.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_reading(reading: str) -> Figure:
     """Draw the cosines over the timesteps."""
     figure, (net, exact) = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
@@ -202,7 +202,7 @@ def draw_reading(reading: str) -> Figure:
     return figure
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def show_reading(name: str, reading: str) -> None:
     """Show the figure of one reading."""
     ends = ((kind, curve(kind, reading).mean(0)) for kind in kinds)
@@ -217,7 +217,7 @@ show_reading("predictions", "b")
 # %% [markdown]
 # ### Reading (a): the predictions minus the noise
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 show_reading("directions", "a")
 
 # %% [markdown]
@@ -230,7 +230,7 @@ show_reading("directions", "a")
 # Aligned pairs of the digit network, one line a guidance scale; the table has the means over the figure's timesteps.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_guidance() -> Figure:
     """Draw the cosines of aligned pairs at every guidance scale."""
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
@@ -264,7 +264,7 @@ run.table("guidance", rows, note="Aligned pairs, mean over the figure's timestep
 # In the last column its curve is taken, between the measured timesteps along straight lines, where the noise is that of
 # the figure.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 level = np.interp(-latent.snr[times].log().numpy(), -schedule.snr.log().numpy(), np.arange(schedule.T))
 
 
@@ -285,7 +285,7 @@ run.table("distance", rows, note="Absolute difference from the paper's curve, me
 # %% [markdown]
 # ### Claim card
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 for reading in READINGS:
     run.number(f"gauss_rank_{reading}_unaligned", spearmanr(times, measured("unaligned", reading)).statistic)
     run.number(f"omega_{reading}", over_t("aligned", reading, 30.0) - over_t("aligned", reading, p.edit_omega))
@@ -325,5 +325,5 @@ run.claim(
 # - The images were drawn with less guidance than the directions have: the small model needs little. The edits are few,
 #   one for each pair of prompts and seed.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -48,7 +48,7 @@
 # identity. The ramps have the paper's shares of the training; guidance and learning rate were chosen on seeds from 1000
 # upwards: the paper's 25 is for text prompts and in the sweep, its rate of $10^{-5}$ for 125,000 iterations.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -84,7 +84,7 @@ photo_iterations: PositiveInt = 125_000  # of the training on them; 2 without we
 held_out: PositiveFloat = 0.02  # share of them that the training leaves out
 precision: Literal["no", "bf16"] = "no"  # of that network's passes: no (32 bit) or bf16
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +100,7 @@ from lib.papers.dds import digit_experiments as experiments, fast, network
 from lib.papers.dds.experiments import key_of
 from lib.record import figures, run as record
 from lib.record.files import UserError
+from lib.record.intervals import Shares
 from lib.record.timing import interleaved
 from lib.worlds import prompts as digit_prompts
 
@@ -141,7 +142,7 @@ found = {
     (v, w): {key: trained[f"{v} {w:g} {key}"] for key in ("measured", "outputs")} for v in VARIANTS for w in omegas
 }
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 checkpoints = experiments.checkpoints(p)
 
 
@@ -160,7 +161,7 @@ pictures = {v: found[v, p.omega]["outputs"][0] for v in VARIANTS}  # of the firs
 # The paper's values; that "cosine" means half a cosine is our reading. Ours have the same shares of fewer iterations.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_ramps() -> Figure:
     """Draw the three ramps."""
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.3))
@@ -183,14 +184,14 @@ figures.show(run, "ramps", draw_ramps, alt)
 # Success in the worst task, and the other measures as means of the tasks, over the trainings, with 95 % interval; below
 # the main guidance the same trainings at other last values, with fewer seeds.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 rows = []
 for omega in omegas:
     for v in VARIANTS:
         values = {m: over_tasks(m, v, omega) for m in MEASURES}
         key = key_of(v) + ("" if omega == p.omega else key_of(f"_omega_{omega:g}"))
         for m in MEASURES:
-            run.number(f"{key}_{m}", values[m])
+            run.number(f"{key}_{m}", Shares(values[m], len(unseen)) if m == "success" else values[m])
         rows.append({"guidance": omega, "variant": v} | {m: run.text(f"{key}_{m}") for m in MEASURES})
 text = f"{len(unseen)} held-out inputs, {p.iterations} iterations; {p.seeds} trainings, {p.sweep_seeds} in the sweep."
 run.table("held-out", rows, text)
@@ -209,7 +210,7 @@ for task, difference in zip(WANTED, (detail["DDS"] - detail["SDS"]).T, strict=Tr
 # Six inputs, the first of the held-out part, and what each network of the first seed makes of them in one pass.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_outputs() -> Figure:
     """Draw six inputs and the outputs of every network and task, an input a row."""
     columns = [unseen[:6].numpy(), *(z[:6] for v in VARIANTS for z in pictures[v][-1])]
@@ -229,7 +230,7 @@ figures.show(run, "outputs", draw_outputs, f"{alt}over the trainings: {'; '.join
 # Mean over the trainings. Left: success in the worst task; middle and right: variety and detail, mean of the tasks.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_progress() -> Figure:
     """Draw three measures over the iterations."""
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6))
@@ -254,7 +255,7 @@ def draw_step(at: int) -> Figure:
     return figures.image_grid(shown, ncols=10, row_labels=["input", *VARIANTS], cell=0.5)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def say(at: int) -> str:
     """Text of one frame."""
     shares = ", ".join(f"{v} {found[v, p.omega]['measured'][0, at, 0, 0]:.2f}" for v in VARIANTS)
@@ -288,7 +289,7 @@ print(f"{p.edit_iterations} iterations take {optimised / one_pass:.0f} times as 
 # conditioned on the text of the instruction. Without them the same code runs here on two photographs that come with
 # scikit-learn and a tiny network of random weights; that shows the path and nothing else.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 place, folder, job = p.weights, p.images, run.artefacts / "dds-network" / "photographs"
 if not p.weights:
     scratch = tempfile.TemporaryDirectory()  # an example is done anew each time
@@ -334,5 +335,5 @@ run.claim("D6")
 # - One teacher, one classifier, one set of held-out inputs; a seed is a new order of images, tasks, timesteps, noises.
 # - With a tiny random network the last section shows that the code runs. Training on photographs is not tested here.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -31,7 +31,7 @@
 # digits into a folder and takes the model of printed digits from `50_source`; the rest is as for yours. Values left at
 # `None` are those of the method's paper; the digits have smaller ones, chosen on seeds from 1000 upwards.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveInt
 
 from lib.jobs.settings import OptionalCount, OptionalFloat, OptionalInt, OptionalStr
@@ -74,7 +74,7 @@ column: str = ""  # of a data set, with the images; empty: the only one
 source_steps: PositiveInt = 1600  # training steps of the model of digits, if there is none yet
 judge_steps: PositiveInt = 400  # training steps of the classifier of digits, if there is none yet
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from safetensors.torch import load_file
 
 from lib.ground import folder
@@ -90,14 +90,14 @@ p = run.parameters
 # ### What a method costs
 # Passes of one image through network and classifier in a step, at the paper's settings: ANT needs many, but few steps.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 for name in settings.METHODS:
     example = settings.settings(method=name, source="model", images="images", out="job")
     forward, backward, classifier = estimate.passes(example)
     print(f"{name:18} {forward:3} forward {backward:3} backward {classifier:2} classifier, {example.steps:6,} steps")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 place, anew = run.artefacts / "own-job", not (p.model or p.images)  # an example is done anew each time
 given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
 given |= {"source": p.source or str(run.artefacts / "source"), "out": p.model or place}
@@ -131,7 +131,7 @@ result = job.anew(chosen, opened) if anew else job.run(chosen, opened)
 # its protocol, or with the reason why there is none. For the digits there is a judge: what share of the samples does
 # it take for handwritten?
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 pictures, distance = load_file(chosen.out / report.SHEET), result["nearest_training_distance"]
 figures.show(
     run,

@@ -25,20 +25,23 @@
 #
 # ## Method
 # The objective is
-# $\mathcal L^\lambda(G) = \int \omega(\sigma)\, \mathrm{KL}(p^G_\sigma \| p^{\mathcal T}_\sigma)\, d\sigma
-# + \lambda\, \mathbb E |x - G(x)|^2$. The paper's $\omega$ is not known to us; here $\omega = 1$ over $d\sigma$ unless
-# another is named, because then Fig. 2 has a closed form. Both terms sum over coordinates.
+#
+# $$\mathcal L^\lambda(G) = \int \omega(\sigma)\, \mathrm{KL}(p^G_\sigma \| p^{\mathcal T}_\sigma)\, d\sigma +
+# \lambda\, \mathbb E |x - G(x)|^2.$$
+#
+# The paper's $\omega$ is not known to us; here $\omega = 1$ over $d\sigma$ unless another is named, because then Fig. 2
+# has a closed form. Both terms sum over coordinates.
 #
 # Fig. 2 is minimised three ways: closed form, quadrature with scipy, and gradient descent on the very loss that trains
 # networks. For Fig. 3 a teacher learns the target from a fixed set of points; a generator and a fake denoiser then
-# train in turns, for all $\lambda$ and all seeds side by side. Both start from the teacher, the generator held at
+# train in turns, for all $\lambda$ side by side. Both start from the teacher, the generator held at
 # $\sigma = 1$ for good (the paper's choice for images), and the fake first learns the law that this generator starts
 # with. A second run puts the target's exact score in the place of the teacher's.
 #
 # Theorem 3.1 is tested on the Gaussian case, on quantiles in one dimension, and on the trained generators: for every
 # $\lambda > 0$ the optimum is the optimal map *onto its own output*, so cost / OT(x, G(x)) must be 1.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -46,7 +49,7 @@ seed: NonNegativeInt = 200  # first seed; the settings below were chosen on smal
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 seeds: PositiveInt = 2  # number of seeds
-lambdas: list[NonNegativeFloat] = [0.0, 0.05, 0.2, 0.5, 1.0]  # weights of the cost; must hold 0 and 0.2
+lambdas: list[NonNegativeFloat] = [0.0, 0.05, 0.2, 0.5, 1.0]  # weights of the cost, rising; must hold 0 and 0.2
 radius: PositiveFloat = 4.0  # radius of the circle of eight Gaussians
 std: PositiveFloat = 0.5  # standard deviation of each of the eight
 points: PositiveInt = 5000  # training points of source and of target (the paper's number)
@@ -62,7 +65,7 @@ fake_rate: PositiveFloat = 4e-3  # learning rate of teacher and fake, likewise
 judged_points: PositiveInt = 1000  # held-out points a seed for every measure
 quantiles: PositiveInt = 150  # quantiles of the one-dimensional map
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import math
 
 import numpy as np
@@ -88,7 +91,7 @@ a, b = np.meshgrid(*2 * [np.linspace(-2.4, 2.4, 241)])
 r, alpha = np.hypot(a, b) + 1e-9, np.arctan2(b, a)
 losses = [rdmd.surface(r, alpha, s, lambda_, weightings["one"]) for lambda_ in (0.0, 0.2)]
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = f"Two heat-maps of the objective over scaled rotations. Without cost the minima form a circle of radius {s}; "
 alt += f"with lambda 0.2 there is one minimum, at radius {rdmd.best_radius(s, 0.2):.3f} and angle 0."
 figures.show(run, "surfaces", lambda: drawn.surfaces(a, b, losses, s), alt, "png")
@@ -125,7 +128,7 @@ print("eigenvalues of the trapped map:", np.round(eigenvalues, 4))
 # ### What lambda means depends on the weighting
 # The same $\lambda$ gives other minima under other weightings, since $\omega \to k\omega$ is $\lambda \to \lambda / k$.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 at_fifth = [rdmd.stationary_radius(s, 0.2, weighting) for weighting in weightings.values()]
 run.number("r_low", min(at_fifth), digits=4)
 run.number("r_high", max(at_fifth), digits=4)
@@ -141,8 +144,11 @@ figures.show(run, "sensitivity", lambda: drawn.sensitivity(s), alt)
 # %%
 rows = run.replicates(experiments.eight_gaussians, block=2)
 
-# %% tags=["hide-input"]
-MAP, MODES = ("cost", "ratio", "distance", "crossings", "swaps"), ("found", "contrast", "balance", "precision")
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+MAP, MODES = (
+    ("cost", "ratio", "distance", "crossings", "swaps"),
+    ("found", "contrast", "balance", "precision", "spread"),
+)
 lambdas = p.lambdas
 learned, exact, untaught, optimum = (
     {key.removeprefix(name): rows[key] for key in rows if key.startswith(name)}
@@ -185,9 +191,10 @@ for key, name in (
 # Whether the outputs fall into eight modes, or into a ring that has all radii right? Each mode has an eighth of the
 # turn. Its *contrast* is the share of outputs in the inner half of that sector less that in the outer half, times
 # eight: 0 on a ring, or where a mode is lost. *found* counts contrasts above 0.4, *contrast* is the weakest, *balance*
-# the smallest mass of a sector times eight, *precision* the share within three standard deviations of a centre.
+# the smallest mass of a sector times eight, *precision* the share within three standard deviations of a centre,
+# *spread* the root mean square of the angle to the nearest centre, in radians.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 law_rows = [{"score or start": name, "lambda": ""} | row for name, row in (("target", best), ("its ring", ring))]
 law_rows = [{key: row[key] for key in ("score or start", "lambda", *MODES)} for row in law_rows]
 run.table("modes", rows_of(scores, lambdas, MODES) + law_rows)
@@ -196,7 +203,7 @@ run.table("modes", rows_of(scores, lambdas, MODES) + law_rows)
 # The maps of one seed, as segments from input to output. Move the slider from $\lambda = 0$ up; the last frame is the
 # exact optimal map that POT finds between two samples.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 x = optimum["inputs"][0]  # (400, 2)
 frames = [*zip([f"{value:g}" for value in lambdas], learned["outputs"][0], strict=True)]
 frames.append(("exact OT", optimum["outputs"][0]))
@@ -218,7 +225,7 @@ figures.show(run, "maps", lambda: drawn.maps(x, chosen, limit, (7, 2.1)), alt, "
 # travel along them must not meet. So the table has a second count, of pairs whose outputs would better be swapped; the
 # optimal map has none.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 first, last = ({key: learned[key][:, i].mean() for key in ("cost", "distance")} for i in (zero, -1))
 alt = f"Four measures over lambda, {p.seeds} seeds: cost falls from {first['cost']:.1f} to {last['cost']:.1f}, "
 alt += f"W2 goes from {first['distance']:.2f} to {last['distance']:.2f}, with the learned score."
@@ -228,7 +235,7 @@ figures.show(run, "measures", lambda: drawn.measures(lambdas, scores, best), alt
 # ### How far the start of the generator moves the result
 # The exact score again, but the generator starts as an untrained denoiser held at $\sigma = 1$, near the identity.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 as_above = {key: exact[key][:, [zero, fifth]] for key in MAP}
 run.table("starts", rows_of({"from the teacher": as_above, "near the identity": untaught}, (0.0, 0.2), MAP))
 for i, word in enumerate(("0", "02")):
@@ -256,7 +263,7 @@ falling = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 line = experiments.quantile_maps(falling, p.quantiles)
 *errors, error_zero = line["rms"].tolist()
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.number("quantile_rms", errors[-1])
 run.number("quantile_rms_zero", error_zero)
 alt = "Error of the optimum against lambda: linear in the Gaussian case; in one dimension it falls from "
@@ -267,7 +274,7 @@ figures.show(run, "theorem", lambda: drawn.theorem(s, falling, line), alt + f"{e
 # ### Third way: trained generators, and the claim cards
 # The ratio cost / OT(x, G(x)) of the run with exact scores is the third test of Theorem 3.1.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.claim(
     "R1",
     one_minimum=experiments.from_a_circle(s, 0.2),
@@ -305,5 +312,5 @@ run.claim(
 #   force that rearranges the pairs is weak and a short training does not complete.
 # - $W_2$ between samples has a floor (dotted line), so distances below it mean nothing.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -32,7 +32,7 @@
 # enters through $\mathrm{SNR} = 1/\sigma^2$. The second part feeds a trained denoiser (printed digits) with pure
 # noise $\epsilon$ at each $t$ and measures how far its output is from that noise, relative to the noise.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -47,7 +47,7 @@ seeds: PositiveInt = 2  # sources
 images: PositiveInt = 32  # noises a draw
 every: Literal[10, 20, 25, 50, 100] = 50  # distance of the timesteps at which the denoiser is tried
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import torch
 
@@ -80,7 +80,7 @@ for gamma in (1, 3, 10, 50, 100):
     print(f"gamma {gamma:3d}: SNR {2 ** (1 / gamma) - 1:.4f} at t =", half)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_curves(gammas):
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.6), sharey=True)
     for axis, (name, schedule) in zip(axes, schedules.items(), strict=True):
@@ -108,7 +108,7 @@ figures.show(run, "curves", lambda: draw_curves(p.gammas), alt)
 # coarse half of the trajectory through, at 50 only what is nearly noise.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def words(gamma):
     halves = ", ".join(f"{sdft.half_weight_timestep(s, gamma)} ({name})" for name, s in schedules.items())
     return f"Weight over timestep at gamma {gamma:g}: half weight at t = {halves}"
@@ -132,7 +132,7 @@ w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps].numpy() for gamma in (3, 50
 let_through = (found["noise"] * w_50).sum(1) / (found["noise"] * w_3).sum(1)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_errors():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.9))
     on_noise, on_images = found["noise"].mean(0), found["images"].mean(0)
@@ -162,7 +162,7 @@ figures.show(run, "errors", draw_errors, alt + "gamma 3 does.")
 # usual input would show an image, the network reads content into the noise. At the highest noise level it returns the
 # noise almost unchanged; the grain there is the small rest, divided by a signal factor close to zero.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 eps = torch.randn(8, 1, *2 * [unet.config.sample_size], generator=experiments.rng(p.seed)).to(run.device)
 shown, model = [100, 300, 500, 700, 900], nets.eps_model(unet)
 with torch.no_grad():
@@ -172,7 +172,7 @@ alt = "Eight pure noise images and, below each, the clean image that the network
 alt += ", ".join(map(str, shown))
 figures.show(run, "believed", lambda: figures.image_grid(torch.cat([eps, *believed]), 8, row_labels=labels), alt, "png")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.claim(
     "S1",
     t_half_50=halves[50],
@@ -191,5 +191,5 @@ run.claim(
 # - A network of another size or for larger images collapses at other timesteps; the weight is tied to the schedule
 #   only.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -42,7 +42,7 @@
 # network, some dozens of steps) the paper's $\lambda = 0.1$ has little effect; our SDFT arm uses a larger one, chosen
 # on seeds from 1000 upwards, which this notebook's runs do not use. The paper's value is shown as its own arm.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -64,7 +64,7 @@ lr: PositiveFloat = 1e-4  # learning rate of AdamW; the paper has 2e-5
 samples: PositiveInt = 100  # images sampled at each checkpoint
 sampling_steps: PositiveInt = 20  # of ancestral sampling
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ print({name: f"{parts[name]:.2f}" for name in ("distill", "aux")})
 arms = experiments.arms(p)
 found = run.replicates(experiments.limited_data, sources.shared)  # an arm: (seeds, checkpoints, measures)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 measures, checkpoints = experiments.SHARES, sorted(set(p.checkpoints))
 keys = {name: name.lower().replace(", ", "_").replace(" ", "_").replace(".", "") for name in arms}  # e.g. sdft_01
 
@@ -128,7 +128,7 @@ def draw_trade_off():
     return figure
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_steps():
     figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
     for axis, measure in zip(axes.flat, measures, strict=True):
@@ -148,7 +148,7 @@ def draw_steps():
 # Each line is an arm, each dot a checkpoint; training goes from left to right. Higher at the same realism is better.
 # The unadapted source sits in the upper left corner, with no realism and full agreement.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = "Agreement with the source against realism, one line an arm, dots at its checkpoints. "
 alt += f"After {checkpoints[-1]} steps, realism / agreement: {at_end('realism', 'agreement')}."
 figures.show(run, "trade-off", draw_trade_off, alt)
@@ -157,7 +157,7 @@ figures.show(run, "trade-off", draw_trade_off, alt)
 # ### Over the training steps
 # The source before fine-tuning is step 0.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing digits / Frechet "
 alt += f"distance to all handwritten digits: {at_end('coverage', 'frechet')}."
 figures.show(run, "steps", draw_steps, alt)
@@ -166,7 +166,7 @@ figures.show(run, "steps", draw_steps, alt)
 # ### Samples from equal noise
 # The first eight noises of the first seed, not selected, at the last checkpoint: a row is one initial noise.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 pictures, titles = found["samples"][0], ["source", *arms]  # (noises, source and arms, ...)
 alt = f"{len(pictures)} rows of digits, each row from one initial noise; columns {', '.join(titles)}. Share of "
 alt += f"samples that keep the source's digit: {at_end('agreement')}."
@@ -181,7 +181,7 @@ figures.show(run, "samples", lambda: figures.image_grid(np.concatenate(pictures)
 matched = {name: experiments.matched(found[name][..., :2], found["naive"][..., :2]) for name in arms if name != "naive"}
 gain = found["SDFT"][:, -1] - found["naive"][:, -1]  # (seeds, measures)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 table = []
 for name, key in {"source": "source", **keys}.items():
     last = found[name] if name == "source" else found[name][:, -1]  # (seeds, measures)
@@ -213,5 +213,5 @@ run.claim("S2")
 #   seed were changed after it, the claim's tolerances were not.
 # - One fixed set of missing classes.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

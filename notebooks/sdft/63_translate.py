@@ -47,7 +47,7 @@
 # predicts at the highest noise is not exact enough for that, so the noise is put in at a later time (`pair_start`),
 # where next to nothing of an image is left, and every estimate of the clean image is clamped.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -78,7 +78,7 @@ pair_start: PositiveFloat = 0.75  # time of the pairs' noise and of DDIB's turn,
 iterations: PositiveInt = 3  # model calls a step on DDIB's way to noise
 cycle_start: PositiveFloat = 0.85  # CycleDiffusion's start, as a share of T
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -109,7 +109,7 @@ print(f"inputs: from {len(held_out.labels)} printed digits of {held_out.labels.u
 # %%
 found = run.replicates(experiments.translations, sources.shared)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 methods, others = ("SDEdit", "ILVR", "EGSDE"), ("DDIB", "CycleDiffusion")
 students, measures = ("naive", "SDFT"), experiments.KEEPING
 columns = [(method, name) for method in (*methods, *others) for name in students]
@@ -127,7 +127,7 @@ def mean(*chosen):
     return column(*chosen).mean(0)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_trade_off(measure="kept", label="share that keep the digit"):
     figure, axes = plt.subplots(1, 3, figsize=(7, 3), sharex=True, sharey=True)
     named = [HALF, starts.index(0.625)]
@@ -159,7 +159,7 @@ def at_half(*chosen, of=methods):
 # the same realism is better. Filled marks are the start times 0.5 T and 0.625 T. DDIB and CycleDiffusion have one
 # setting each and are single points, the same in the three panels.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = "Share of inputs that keep their digit against realism, one panel each for SDEdit, ILVR and EGSDE, one line a "
 alt += f"student, dots at {len(starts)} start times from {starts[0]} T to {starts[-1]} T; DDIB and CycleDiffusion as "
 alt += f"points. Realism / digits kept at 0.5 T: {at_half('realism', 'kept')}."
@@ -168,7 +168,7 @@ figures.show(run, "trade-off", draw_trade_off, alt)
 # %% [markdown]
 # The same for the distance to the input (root mean square over the pixels, ink +1, paper -1): lower is nearer.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = f"Distance to the input against realism, as in the figure before. At 0.5 T: {at_half('distance')}."
 figures.show(run, "distance", lambda: draw_trade_off("distance", "distance to the input"), alt)
 
@@ -193,7 +193,7 @@ def gains_at(start):
     return ours - naive
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gained = {f"gain_{method.lower()}": gains(method) for method in methods}
 gained["gain_naive_twice"] = gains("SDEdit", "naive again")
 undefined = int(sum(np.isnan(values).sum() for values in gained.values()))
@@ -209,7 +209,7 @@ run.claim("S3")
 # ### Classes seen and not seen
 # At 0.5 T: digits kept among inputs of the five classes that the target images show, and of the five that they do not.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 table = []
 for method, name in columns:
     key, texts = f"{method}_{name}".lower() + ("_500" if method in methods else ""), {}
@@ -224,7 +224,7 @@ run.table("at 0.5 T", table)
 # One input of each even class of the first seed, the first drawn, not selected (0, 2 and 4 are in the target images, 6
 # and 8 are not); SDEdit, ILVR and EGSDE at 0.5 T.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 outputs = [found[f"{method} {name} images"][0, HALF if method in methods else 0] for method, name in columns]
 grid = np.concatenate(np.stack([found["inputs"][0], *outputs], axis=1)[::2])  # (5 * 11, 1, size, size)
 titles = ["input", *(f"{method.replace('Diffusion', '')}\n{name}" for method, name in columns)]
@@ -237,7 +237,7 @@ figures.show(run, "outputs", lambda: figures.image_grid(grid, len(titles), title
 # SDEdit of one input of each class; move the slider from light to heavy noise.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_start(i):
     """Inputs and SDEdit's outputs of both students at one start time."""
     shown = [found["inputs"][0], *(found[f"SDEdit {name} images"][0, i] for name in students)]
@@ -266,7 +266,7 @@ compared = {
 }
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_pairs():
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True)
     for marker, name in zip("os", students, strict=True):
@@ -292,7 +292,7 @@ figures.show(run, "pairs", draw_pairs, alt)
 # %% [markdown]
 # The first twelve noises of the first seed, not selected.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 labels = ["source", *students]
 grid = np.concatenate([found[f"pairs {name} images"][0] for name in labels])
 n = len(grid) // len(labels)
@@ -300,7 +300,7 @@ alt = f"Three rows of {n} digits, source, naive and SDFT student, a column from 
 alt += f"source samples farther from the training images than any held-out digit: {found['unusable'].mean():.2f}."
 figures.show(run, "pair-samples", lambda: figures.image_grid(grid, n, row_labels=labels, cell=0.52), alt, "png")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 controls = {name: found[name] for name in ("other_noise", "round_trip")}
 settings = {"pair_start": p.pair_start, "lambda_i": p.lambda_i, "checkpoint": checkpoints[-1]}
 for key, values in {**compared, **controls, "unusable": found["unusable"], **settings}.items():
@@ -321,5 +321,5 @@ run.claim("S5")
 # - At equal steps the students differ in realism, and a less handwritten DDIB output keeps its digit more easily: only
 #   the comparison at equal realism is free of that.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -43,7 +43,7 @@
 # - *Success*: a second classifier, of another size, seed and training, says "leans right", *and* the slant itself is
 #   past the threshold. *Preserved*: the digit classifier sees the digit that the input is labelled with.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -70,7 +70,7 @@ strengths: list[NonNegativeFloat] = [0.0, 0.5, 1.0, 1.5]  # c of the learned dir
 strengths_mean: list[NonNegativeFloat] = [4.0]  # c of the mean difference, beside 0
 classifier_steps: PositiveInt = 300  # training steps of each attribute classifier
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ print(f"edited steps of the default walk: {[t for t, _ in walk if t >= 500]}")
 # %%
 found = run.replicates(experiments.edits, sources.shared)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 names = ("naive", "SDFT")
 at_one = {name: found[f"{name} learned"][:, ONE, :2].mean(0) for name in names}
 ends = "; ".join(f"{name} {success:.2f} / {preserved:.2f}" for name, (success, preserved) in at_one.items())
@@ -136,7 +136,7 @@ def draw_trade_off():
 # Each dot is a strength $c$; a stronger edit succeeds more often and loses more digits. Higher at the same preservation
 # is better.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = "Success of the edit against the share of preserved digits, one line a model and direction, dots at the "
 alt += f"strengths. Learned direction at strength 1, success / preserved: {ends}."
 figures.show(run, "trade-off", draw_trade_off, alt)
@@ -145,7 +145,7 @@ figures.show(run, "trade-off", draw_trade_off, alt)
 # ### Over the strength
 # The first inputs of the first seed, not selected. Upper rows: the naive model; lower rows: SDFT.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 originals, edited = found["inputs"][0], [found[f"{name} images"][0] for name in names]
 
 
@@ -163,7 +163,7 @@ def words(k):
 frames = [(f"{c:g}", lambda k=k: draw_strength(k)) for k, c in enumerate(strengths)]
 figures.slider(run, "strength", frames, "strength", alt=[words(k) for k in range(len(strengths))])
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 grid = np.concatenate(np.stack([originals, *np.concatenate(edited)], axis=1))  # an input and its edits a row
 titles = ["input", *(f"{name}\n{c:g}" for name in names for c in strengths)]
 alt = f"{len(originals)} inputs in rows, then the edits by the naive and by the SDFT model at strengths "
@@ -174,7 +174,7 @@ figures.show(run, "edits", lambda: figures.image_grid(grid, len(titles), titles,
 # ### In numbers
 # At strength 1, mean over seeds.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 kinds = {"unedited": ("learned", ZERO), "learned": ("learned", ONE)}
 kinds |= {name: (name, 0) for name in ("random", "from the source")}
 table = []
@@ -198,7 +198,7 @@ naive, ours = (found[f"{name} learned"] for name in names)
 gain_matched = experiments.matched(ours[..., [1, 0]], naive[..., [1, 0]])
 gain_source = (found["SDFT from the source"] - found["naive from the source"])[:, 0, 0]
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.number("gain_matched", gain_matched)
 run.number("gain_source", gain_source)
 print(f"success gained: {run.text('gain_matched')}; with the source's direction: {run.text('gain_source')}")
@@ -216,5 +216,5 @@ run.claim("S4")
 # - The interval is over draws of the target images, inputs and classifiers, with one source model and one digit
 #   classifier.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

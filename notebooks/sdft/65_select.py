@@ -32,7 +32,7 @@
 #
 # With `clip` and `images` given, the last part of the results selects from a folder of your own by a prompt in words.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -46,7 +46,7 @@ clip: str = ""  # folder or hub id of a CLIP, such as openai/clip-vit-base-patch
 images: str = ""  # folder of your own images, scored by `clip` and `prompt`
 prompt: str = "a realistic painting of an expressionless man without glasses"  # for your own images
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -85,7 +85,7 @@ selected = experiments.selected(p.share, total)
 # a tenth of the collection, so to the right of 0.1 no selection can be pure. Thin: the classes; thick: their mean.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_threshold():
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3))
     passed, purity = found["passed"].mean(0), found["purity"].mean(0)  # (thresholds, 10), (images, 10)
@@ -112,7 +112,7 @@ figures.show(run, "threshold", draw_threshold, alt)
 # ### What is selected
 # One wanted class a row: the eight most similar images, then the last eight above the threshold; first seed.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 shown, labels = found["shown"][0], [str(k) for k in range(10)]  # (classes, 16)
 grid, n = collection.images[shown.flatten()], shown.shape[1]
 alt = "A row of handwritten digits for each wanted class: the eight most similar to the prompt and the last eight that "
@@ -126,7 +126,7 @@ figures.show(run, "selected", lambda: figures.image_grid(grid, n, row_labels=lab
 # this size by about 0.1.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_bias():
     figure, axis = plt.subplots(figsize=(6, 2.8))
     for column, (name, marker) in enumerate((("ink", "o"), ("slant", "s"))):
@@ -142,7 +142,7 @@ alt = "Shift of ink and slant in the selected images of each class, in standard 
 alt += f"{shift[:, 0].mean():.2f} for ink, {shift[:, 1].mean():.2f} for slant."
 figures.show(run, "bias", draw_bias, alt)
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 measured = {name: found[name].mean(1) for name in ("precision", "average_precision")}
 more = {
     "recall": found["recall"].mean(1),
@@ -161,7 +161,7 @@ run.claim("S6", **{name: Shares(found[key].mean(0), total) for name, key in chec
 # With `clip` and `images`, CLIP scores every image of the folder against the prompt; the grid shows the most and the
 # least similar ones, the table the files that are selected. The authors looked through theirs before training; do so.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 if p.images:
     files, scored = clips.score_folder(clips.load(p.clip, run.device), p.images, p.prompt)
     count, ends = experiments.selected(p.share, len(files)), [*files[:8], *files[8:][-8:]]
@@ -180,5 +180,5 @@ if p.images:
 #   a shorter training was tried on seeds from 1000 upwards, and nothing else was varied.
 # - The interval is over classifiers; the collection and the prompts are the same for all.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

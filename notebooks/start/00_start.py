@@ -17,7 +17,7 @@
 # ## Question
 # How do I read a result here, how do I change an experiment, and how do I run a method on my own images?
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -37,7 +37,7 @@ sampling_steps: PositiveInt = 20  # of ancestral sampling
 # The cell above holds every parameter, with its type and its default. Papermill replaces them (`-p steps 50`, or a
 # whole profile with `-f NAME.gpu.yaml`); the next cell refuses an unknown name, a wrong type or a value out of range.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import copy
 
 import numpy as np
@@ -67,7 +67,7 @@ p = run.parameters
 # `above` and `below` on that side. An interval that lies neither inside nor outside is *undecided*, and so is then the
 # claim. Ten replicates, then the card:
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 dice = {
     "paper": "Dice",
     "where": "an example",
@@ -98,7 +98,7 @@ print(claims.card_text("Z0", judged))
 # Without the parameters `images` and `model` the example takes ten handwritten digits, written to a folder as files
 # first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 mine, result = p.images or run.folder / "own_images", run.artefacts / "own"
 gate.apart(result, images=p.images, model=p.model)
 refuse_foreign(result)
@@ -151,7 +151,7 @@ with replacing(result) as draft:
 # your images, is the subject of `60_finetune`. `UNet2DModel.from_pretrained` loads the
 # student from `artefacts/own/unet` in the run's folder.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 noise = torch.randn(p.samples, *own.shape[1:], generator=torch.Generator().manual_seed(p.seed))
 shown = [own[torch.arange(p.samples) % len(own)].cpu()]
 for net in (unet, student):

@@ -30,7 +30,7 @@
 # part, sampled ancestrally in few of its steps. The judge is a small convolutional network with two heads, trained on
 # the training parts of both domains with a little noise. Distances are clean-fid's functions in its 64 features.
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 profile: str = "cpu"  # smoke, cpu, gpu or paper
@@ -48,7 +48,7 @@ seeds: PositiveInt = 3  # sets of samples
 samples: PositiveInt = 100  # samples a set
 sampling_steps: PositiveInt = 40  # sampling steps
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import torch
 
 from lib.ground import diffusion, nets
@@ -72,7 +72,7 @@ print(f"held out: {len(handwritten_held.labels)} handwritten, {len(printed_held.
 print("printed images a digit:", torch.bincount(printed.labels).tolist())
 print("classes of the biased target:", data.limited(handwritten).labels.unique().tolist())
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 gap = data.coarse_gap(handwritten.images, printed.images)
 gap_plain = data.coarse_gap(handwritten.images, plain.images)
 for name, g in (("matched", gap), ("plain", gap_plain)):
@@ -94,7 +94,7 @@ figures.show(run, "domains", lambda: figures.image_grid(torch.stack(rows), 10, r
 # %% [markdown]
 # ### The judge
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 judge = sources.classifier(run.artefacts / "classifier", p.size, p.classifier_steps, p.seed, run.device)
 held = {"printed": printed_held, "handwritten": handwritten_held}
 table = []
@@ -128,7 +128,7 @@ features = {name: metrics.judge(judge, digits.images).features for name, digits 
 # estimate of the clean image clamped (and the noise derived from it again) or not. This matters to experiments that
 # compare two models from equal noise.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.table("judge", table)
 run.number("frechet", [frechet_distance(v.features, features["printed"]) for v in verdicts])
 run.number("printed_share", [100 * metrics.realism(v, metrics.PRINTED) for v in verdicts], "%")
@@ -148,14 +148,14 @@ run.table("Frechet distance to held-out printed digits", rows)
 # Does the source repeat its training images? We compare the distance (root mean square over pixels) from each sample
 # to the nearest training image with that from held-out printed digits, which were drawn from the same fonts.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 to_training = torch.stack([nearest(images, printed_train.images)[0] for images in sets])  # (seeds, samples)
 usual = nearest(printed_held.images, printed_train.images)[0]
 run.number("copies", 100 * (to_training < usual.quantile(0.01)).float().mean(1).double(), "%")
 print(f"distance to the nearest training image: samples {to_training.mean():.3f},")
 print(f"held-out digits {usual.mean():.3f}; nearer than 99 % of these: {run.text('copies')} of the samples")
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 shares = 100 * torch.stack([metrics.histogram(v) for v in verdicts])  # (seeds, 10)
 run.table("digits", [{"digit": k, "share of samples (%)": shares[:, k].mean().item()} for k in range(10)])
 shown = sets[0][: 20 if p.samples >= 20 else 10]

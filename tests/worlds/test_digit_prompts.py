@@ -188,7 +188,7 @@ def test_each_seed_has_a_model_and_a_judge_of_its_own(tmp_path):
 
 
 def test_shared_refuses_a_model_of_other_images(tmp_path):
-    source.classifier(tmp_path / "judges" / "0" / "classifier", 16, 1)
+    source.classifier(tmp_path / "judges" / "0", 16, 1)
     digit_prompts.class_model(tmp_path / "small", **TINY)
     with pytest.raises(UserError, match=r"images 1 x 8 x 8 given; the classifier takes 1 x 16 x 16"):
         digit_prompts.shared(asked(tmp_path, tmp_path / "small"), 0)

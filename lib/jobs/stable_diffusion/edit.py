@@ -158,14 +158,14 @@ def matched(clip: Tensor, lpips: Tensor) -> dict[str, Tensor]:
     """Compare DDS with SDEdit where the CLIP similarity of both is the same.
 
     SDEdit's line goes from the input through growing strengths; its LPIPS is taken where the line first reaches the
-    CLIP similarity of DDS, or, if it never does, at its highest. `clip` (similarity to the target prompt, higher
-    follows the text better) and `lpips` (to the input, lower keeps more of it) are (2 + k,): of the input, DDS and
-    SDEdit at k strengths. Returned are both, whether the line `reached` DDS, `lpips_gap` (LPIPS, SDEdit minus DDS:
-    above 0, DDS keeps more of the image), and `clip_gain` (CLIP similarity, DDS minus input).
+    CLIP similarity of DDS, or, if it never does, at the strength with the highest. `clip` (similarity to the target
+    prompt, higher follows the text better) and `lpips` (to the input, lower keeps more of it) are (2 + k,): of the
+    input, DDS and SDEdit at k strengths. Returned are both, whether the line `reached` DDS, `lpips_gap` (LPIPS, SDEdit
+    minus DDS: above 0, DDS keeps more of the image), and `clip_gain` (CLIP similarity, DDS minus input).
     """
     line = [0, *range(2, len(clip))]
     reached = clip[line] >= clip[1]
-    i = int((reached.int() if reached.any() else clip[line]).argmax())  # the first of the largest
+    i = int(reached.int().argmax() if reached.any() else 1 + clip[2:].argmax())
     at = lpips[line][i]
     if reached.any() and i:
         (low, high), (start, end) = clip[line][i - 1 : i + 1], lpips[line][i - 1 : i + 1]

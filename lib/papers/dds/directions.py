@@ -131,7 +131,7 @@ SHIFT, PROMPT_COSINE, LIKENESS = 0.1, 0.9, {"aligned": 0.8, "unaligned": 0.0}  #
 
 
 def scales(p: Any) -> list[float]:
-    """Return the guidance scales of the"""
+    """Return the guidance scales at which directions are compared."""
     return sorted({p.edit_omega, p.omega, 30.0, *p.omegas})
 
 

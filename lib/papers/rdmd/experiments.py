@@ -114,7 +114,7 @@ def eight_gaussians(seeds: Sequence[int], p: Any) -> dict[str, np.ndarray]:
 
 
 def trade_off(ratio: np.ndarray, distance: np.ndarray, zero: int, at: int) -> np.ndarray:
-    """How far one lambda beats a straight exchange of optimality for fidelity, (seeds,), from -1 to 1 (R2).
+    """How far one lambda beats a straight exchange of optimality for fidelity, (seeds,): 1 at best, 0 if so (R2).
 
     From arrays (seeds, lambdas): the share of the excess of cost / OT over 1 at lambda = 0 that is gone, less the share
     of the rise of W2^2 up to the largest lambda that is paid by then.

@@ -267,6 +267,7 @@ def test_comparison_measures_each_picture(sd, image, tmp_path):
         ([0.1, 0.3, 0.4], 0.1 + 0.3 / 2, True),  # half-way between the first two strengths
         ([0.3, 0.1, 0.4], 0.1 * 0.15 / 0.25, True),  # between the input and the first
         ([0.1, 0.19, 0.15], 0.4, False),  # never: at the highest
+        ([0.01, 0.04, 0.02], 0.4, False),  # never, and all below the input: still at a strength, not at the input
     ],
 )
 def test_sdedit_is_matched_where_its_line_reaches_the_text(sdedit, at, reached):

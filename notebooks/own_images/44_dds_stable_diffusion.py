@@ -35,7 +35,7 @@
 # SDEdit keeps everything and edits nothing, so DDS is compared with SDEdit at equal CLIP similarity: along straight
 # lines from the input through its strengths (if none reaches DDS, at the highest; the notebook counts how often).
 
-# %% tags=["parameters", "hide-input"]
+# %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from lib.jobs.settings import OptionalInt, OptionalStr
@@ -63,7 +63,7 @@ geometry: str = "small"  # of the network whose time is taken: small, or sd15
 timed_iterations: PositiveInt = 10
 rounds: PositiveInt = 3  # turns of the loops that are timed
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import tempfile
 import textwrap
 from importlib.resources import files
@@ -112,7 +112,7 @@ jobs = [(picture(file, size, "images"), source, targets) for file, source, targe
 # ### The paper's prompts
 # The pairs that the supplement and the authors' notebook show; their photographs are not published with them.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 for source, target, iterations_, where in zero_shot.PROMPTS:
     print(f"{source or '(empty)':38} -> {target:54} {iterations_}  {where}")
@@ -155,7 +155,7 @@ methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
 measured = stacked(by_seed)  # clip, lpips (seeds, edits, methods); reached, lpips_gap, clip_gain (seeds, edits)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def marked(figure):
     """Return a figure, and write over it what it must not be taken for."""
     if not trained:
@@ -175,7 +175,7 @@ def draw_edits():
 words = "trained weights" if trained else "random weights, so the edits are meaningless colours"
 alt = f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {p.strengths}; {words}."
 figures.show(run, "edits", draw_edits, alt=alt, kind="png")
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 similarity, distance = (measured[name].mean((0, 1)) for name in ("clip", "lpips"))  # (2 + strengths,)
 scores = list(zip(methods, similarity.tolist(), distance.tolist(), strict=True))
 protocol = f"CLIP {p.clip}" if trained else "Random weights throughout: no measure of quality"
@@ -197,7 +197,7 @@ def draw_scores():
     return marked(figure)
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 words = "; ".join(f"{m}: {a:.3f} and {d:.3f}" for m, a, d in scores)
 caution = "" if trained else " The weights are random: no measure of quality."
 figures.show(run, "scores", draw_scores, alt=f"CLIP similarity to the prompt and LPIPS to the input. {words}.{caution}")
@@ -215,7 +215,7 @@ else:
 # The trajectory of one edit, and the two maps of the supplement's Fig. 3: how far each pixel of the latent moved in
 # that iteration, and how far it is from the input by then.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 source, target, done, *_ = shown[0]
 maps = torch.stack([done.maps(max(k, 1)) for k in done.iterations])  # (frames, 2, h, w)
 largest = maps.amax((0, 2, 3)).tolist()
@@ -245,7 +245,7 @@ figures.slider(run, "trajectory", ways, description="iteration", alt=moved)
 # The loop as published (weights of 32 bit under autocast, a loss and an optimiser, a look at every prediction) against
 # ours, in turns, on the same inputs, by a network with random weights: time does not depend on what they are.
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 speed = dds_speed.measure(run.device, p.timed_iterations, p.geometry, rounds=p.rounds)
 columns = list(dict.fromkeys(name for row in speed.rows for name in row))
 run.table("speed", [{name: row.get(name, "") for name in columns} for row in speed.rows], f"{speed.setting}.")
@@ -259,7 +259,7 @@ run.claim("D7")
 # The panel works where the notebook runs, with the network loaded above. On a page of the book its button does nothing.
 
 
-# %% tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 @ipywidgets.interact_manual(source="", target="Snowing.", file=p.images, iterations=ipywidgets.IntText(p.iterations))
 def try_prompt(source, target, file, iterations):
     """Edit a file, or the first photograph above, and show the input and what the network gave for it."""
