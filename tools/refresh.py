@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from pathlib import Path
 
 import nbformat
 
+from lib.record import replicates
+from lib.record.code import digest
 from lib.record.files import RECORD, ROOT, read_results
 from tools import readme
-from tools.notebooks import claims_of, names, paths
+from tools.notebooks import blocks, claims_of, names, paths
+from tools.replicate import named
 
 
 def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -35,16 +39,23 @@ def main() -> None:
             stored = nbformat.read(run / "notebooks" / f"{name}.ipynb", as_version=4)
             nbformat.write(committed_form(stored), paths()[name].with_suffix(".ipynb"))
             _replace_figures(name, results["figures"], run / "figures")
-            kept = run / "replicates" / name
-            if kept.exists() and any(entry.get("n", 1) > 1 for entry in claims_of(name).values()):  # a later run adds
-                files = shutil.ignore_patterns("*.done")
-                shutil.copytree(
-                    kept, ROOT / "results" / profile / "replicates" / name, dirs_exist_ok=True, ignore=files
-                )
+            if any(entry.get("n", 1) > 1 for entry in claims_of(name).values()):  # a later run adds
+                _add_replicates(name, run)
         more = ", notebook, figures, replicates" if profile == RECORD else ""
         print(f"{name}: results{more} of {results['provenance']['finished']}")
     if profile == RECORD:
         readme.main()
+
+
+def _add_replicates(name: str, run: Path) -> None:
+    """Keep the replicates that today's code computed; what lies there of older code stays in the run."""
+    for function, job in {job.function: job for job in blocks(name, RECORD)}.items():
+        code = digest(named(f"{job.module}:{function}"))
+        for path in sorted((run / "replicates" / name / function).glob("*.npz")):
+            if replicates.read(path)[1]["code"] == code:
+                target = ROOT / "results" / RECORD / path.relative_to(run)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
 
 
 def _replace_figures(name, figures, folder) -> None:
