@@ -47,7 +47,7 @@ document.addEventListener("DOMContentLoaded", () => {
 // "Predict, then reveal": cards hide their result until the reader has said where it will lie. Off unless asked for.
 document.addEventListener("DOMContentLoaded", () => {
   const forms = [...document.querySelectorAll("form.claim-predict")];
-  if (!forms.length) return;
+  if (forms.length < 2) return;
   const kept = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
   const keep = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a browser that keeps nothing */ } };
   const said = (form, share) => {
@@ -58,7 +58,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "toy-button predict-switch";
-  document.querySelector("article h1").after(button);
+  forms[0].closest(".claim-card").before(button);
   const apply = () => {
     const on = kept("predict") === "on";
     button.textContent = on ? "show all results" : "predict before you see the results";
