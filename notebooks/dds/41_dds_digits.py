@@ -237,6 +237,7 @@ def draw_arms() -> Figure:
     return figure
 
 
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 rows = []
 for arm, name in ARMS.items():
     row = {"run": name, "best rate, median": float(np.median(np.array(rates[arm])[best[arm]]))}

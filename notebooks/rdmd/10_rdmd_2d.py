@@ -172,6 +172,7 @@ run.table(
     "eight_gaussians",
     [*rows_of(scores, lambdas, MAP), {"score or start": "exact OT", "lambda": ""} | {key: best[key] for key in MAP}],
 )
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 for name, measured in scores.items():
     for word, i in (("0", zero), ("02", fifth), ("last", -1)):
         for key in (*MAP[:-1], "found", "contrast"):

@@ -37,14 +37,14 @@ def test_results_hold_numbers_claims_and_provenance(run):
     run.table("rows", [{"lambda": 0.1, "n": np.int64(3)}], note="3 < 5 images")
     names = [check["name"] for check in record.claims.load(record.ROOT / "claims.yaml")["A4"]["checks"]]
     run.claim("A4", **dict.fromkeys(names, 0.97))
-    run.claim("D4")
+    run.claim("D6")
     results = finished(run)
     assert results["numbers"]["gain"]["n"] == 3
     assert results["numbers"]["gain"]["values"] == [1.0, 1.1, 1.2]
     assert results["tables"]["rows"] == [{"lambda": 0.1, "n": 3}]
     assert results["notes"] == {"rows": "3 < 5 images"}
     assert results["claims"]["A4"]["verdict"] == "not tested"  # its controls fail
-    assert results["claims"]["D4"]["verdict"] == "not tested"
+    assert results["claims"]["D6"]["verdict"] == "not tested"
     for key in ("commit", "versions", "hardware", "seed", "seconds", "peak_memory_gb"):
         assert key in results["provenance"]
     assert str(run.folder) not in json.dumps(results)  # no path of the machine

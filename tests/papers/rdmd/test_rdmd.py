@@ -279,7 +279,7 @@ def test_noise_levels_are_log_uniform_and_each_seed_draws_its_own() -> None:
 
 
 def test_fig_3_has_one_row_a_seed_whatever_the_others_are(double: None) -> None:
-    p = settings(lambdas=[0.0, 1.0])
+    p = settings(lambdas=[0.0, 1.0], device="cpu")
     found, alone = (experiments.eight_gaussians(seeds, p) for seeds in ([0, 1, 2], [1]))
     assert found["learned_cost"].shape == found["exact_found"].shape == (3, 2)
     assert found["learned_outputs"].shape == (3, 2, 400, 2)
