@@ -111,9 +111,9 @@ region = experiments.strokes_of(p, judge.size)
 # %%
 # NBVAL_CHECK_OUTPUT
 held_out = digits.split(digits.handwritten(16))[1].labels.bincount()
-print(
-    "3 to 8 concerns", int(experiments.strokes_of(SimpleNamespace(source_digit=3, target_digit=8), 16).sum()), "pixels"
-)
+pair = SimpleNamespace(source_digit=3, target_digit=8)
+pixels = experiments.strokes_of(pair, 16).sum()
+print("3 to 8 concerns", int(pixels), "of 256 pixels")
 print("held out:", held_out.tolist())
 
 # %% [markdown]
