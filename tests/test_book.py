@@ -304,9 +304,13 @@ class Visit:
         self.page = page = self.context.new_page()
         page.on("console", lambda m: self.errors.append(f"console: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
-        page.on("requestfailed", lambda r: self.errors.append(f"failed: {r.url[:120]}"))
+        page.on("requestfailed", lambda r: self._failed(r.url, r.failure or ""))
         page.on("response", lambda r: self.errors.append(f"{r.status}: {r.url[:120]}") if r.status >= 400 else None)
         page.on("request", lambda r: self._check_host(r.url))
+
+    def _failed(self, url: str, why: str) -> None:
+        if "ERR_ABORTED" not in why:  # a picture of the page before, when the browser went on
+            self.errors.append(f"failed: {url[:120]}")
 
     def _check_host(self, url: str) -> None:
         if not url.startswith((self.address, "data:", "blob:", "about:")):
