@@ -229,7 +229,8 @@ run.finish()"""
 
 def test_a_sixth_paper_is_three_folders_a_page_and_its_claims(tmp_path):
     small_copy(tmp_path)
-    for part in ("_ext", "_static", "_templates", "_config.yml", "api", "scorecard.md", "verdicts.md"):
+    parts = ("_ext", "_static", "_templates", "_config.yml", "api", "scorecard.md", "verdicts.md")
+    for part in (*parts, "titles.yaml", "papers.yaml", "references.bib"):
         put = shutil.copytree if (ROOT / "book" / part).is_dir() else shutil.copy
         put(ROOT / "book" / part, tmp_path / "book" / part)
     for name, text in SIXTH.items():
