@@ -8,7 +8,7 @@ from lib.record.code import digest
 from lib.record.files import ROOT
 from tools import adopt
 from tools.notebooks import Block, blocks
-from tools.replicate import named
+from tools.replicate import opened
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_equal_replicates_are_taken_over_and_say_so(stored):
     assert adopt.adopt(job, folder) == "2 taken over; checked: 0"
     row, about = replicates.read(folder / "1.npz")
     assert row["a"].tolist() == [0, 1, 2]
-    assert about["code"] == digest(named(f"{job.module}:{job.function}"))
+    assert about["code"] == digest(opened(job)[0])
     assert about["adopted"] == [{"code": "old", "checked": [0]}]
     assert about["commit"] == "c"
     assert adopt.adopt(job, folder) == "up to date"
@@ -57,4 +57,4 @@ def test_the_record_is_of_the_code_in_the_tree(folder):
     name = folder.parent.name
     job = next(job for job in blocks(name, "record") if job.function == folder.name)
     codes = {replicates.read(path)[1]["code"] for path in folder.glob("*.npz")}
-    assert codes == {digest(named(f"{job.module}:{job.function}"))}, f"python -m tools.adopt {name}, or make record"
+    assert codes == {digest(opened(job)[0])}, f"python -m tools.adopt {name}, or make record"

@@ -13,7 +13,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import socketserver
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from lib.papers.sdft import method as sdft
 from lib.record.files import ROOT
 from tools.book import FOLDERS, contents
 from tools.notebooks import paths
+from tools.pdf import find_chromium
 
 BOOK = ROOT / "book"
 ARGUMENTS = [
@@ -271,11 +271,6 @@ def address(book: Path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
-
-
-def find_chromium() -> str | None:
-    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="session")

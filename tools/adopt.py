@@ -18,14 +18,14 @@ from lib.record import replicates
 from lib.record.code import digest
 from lib.record.files import RECORD, ROOT
 from tools.notebooks import Block, blocks
-from tools.replicate import named, started
+from tools.replicate import opened, started
 
 NEAR = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}  # on one kind of processor: rounding
 
 
 def adopt(job: Block, folder: Path) -> str:
     """Take over the stored replicates of an experiment, if they hold; return what was done."""
-    measure = named(f"{job.module}:{job.function}")
+    measure, how = opened(job)
     code, kept = digest(measure), {int(path.stem): replicates.read(path) for path in folder.glob("*.npz")}
     stale = {seed: one for seed, one in sorted(kept.items()) if one[1]["code"] != code}
     if not stale:
@@ -33,10 +33,9 @@ def adopt(job: Block, folder: Path) -> str:
     if len({about["code"] for _, about in stale.values()}) > 1:
         return "of several codes: left alone"
     checked = list(stale)[: job.block or 1]
-    worlds = {key: named(place) for key, place in {"world": job.world, "own": job.own}.items() if place}
     with tempfile.TemporaryDirectory() as scratch:
         p = started(job.notebook, RECORD).parameters
-        replicates.collect(measure, checked, p, [Path(scratch)], **worlds, block=job.block)
+        replicates.collect(measure, checked, p, [Path(scratch)], **how)
         for seed in checked:
             new, about = replicates.read(Path(scratch) / f"{seed}.npz")
             row, then = stale[seed]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -13,12 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
 from playwright.sync_api import sync_playwright
 from pypdf import PdfWriter
 
 from lib.record.files import PROFILES
-from tools.book import Sources
+from tools.book import Sources, contents
 
 OPEN = """async () => {
   document.documentElement.dataset.theme = 'light';
@@ -29,21 +29,26 @@ OPEN = """async () => {
 }"""
 
 
+def find_chromium() -> str | None:
+    """Return the browser's program: that in CHROMIUM, else one of the usual names."""
+    names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--profile", choices=PROFILES, help="whose run (default: the committed outputs)")
     profile = parser.parse_args().profile
     sources = Sources(profile or "cpu", committed=profile is None)
-    pages, contents = sources.built / "_build" / "html", sources.staged / "_toc.yml"
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    pages = sources.built / "_build" / "html"
+    chromium = find_chromium()
     if not (pages / "index.html").exists():
         print(f"no book in {pages}; build it first: make preview", file=sys.stderr)
         return 1
     if chromium is None:
         print("no Chromium found; install the package chromium, or name the program in CHROMIUM", file=sys.stderr)
         return 1
-    toc = yaml.safe_load(contents.read_text(encoding="utf-8"))
-    names = re.findall(r"(?:root|file): (\S+)", yaml.safe_dump(toc, sort_keys=False))
+    names = re.findall(r'"(?:root|file)": "([^"]+)"', json.dumps(contents()))
     book = PdfWriter()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

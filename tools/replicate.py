@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jupytext
@@ -12,7 +13,7 @@ import jupytext
 from lib.record import run as record
 from lib.record.files import UserError
 from tools import devices
-from tools.notebooks import blocks, parameters, paths
+from tools.notebooks import Block, blocks, parameters, paths
 
 
 def started(name: str, profile: str) -> record.Run:
@@ -29,6 +30,12 @@ def named(place: str) -> Any:
     """Return a function that is named `module:function`."""
     module, function = place.split(":")
     return getattr(importlib.import_module(module), function)
+
+
+def opened(job: Block) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the experiment of a job, and how `run.replicates` is to measure it."""
+    worlds = {key: named(place) for key, place in {"world": job.world, "own": job.own}.items() if place}
+    return named(f"{job.module}:{job.function}"), {**worlds, "block": job.block}
 
 
 def main() -> int:
@@ -51,8 +58,8 @@ def main() -> int:
             for block in blocks(arguments.name, arguments.profile)
             if (block.function, block.seeds[0]) == (arguments.function, arguments.seed)
         )
-        worlds = {key: named(place) for key, place in {"world": job.world, "own": job.own}.items() if place}
-        run.replicates(named(f"{job.module}:{job.function}"), **worlds, block=job.block, seeds=job.seeds)
+        measure, how = opened(job)
+        run.replicates(measure, **how, seeds=job.seeds)
     except UserError as error:
         print(f"{arguments.name}: {error}", file=sys.stderr)
         return 1
