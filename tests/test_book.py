@@ -400,6 +400,11 @@ CONTRAST = """() => {
   return bad;
 }"""
 
+# Code in sight of which a line ends beyond its box.
+CUT = """() => [...document.querySelectorAll('.cell_input pre')]
+  .filter(e => e.checkVisibility({contentVisibilityAuto: true}) && e.scrollWidth > e.clientWidth)
+  .map(e => e.textContent.split('\\n').reduce((a, b) => a.length > b.length ? a : b))"""
+
 FIGURES = """theme => [...document.querySelectorAll('img.only-light, img.only-dark')].filter(
   e => (getComputedStyle(e).display !== 'none') !== e.classList.contains(`only-${theme}`)).map(e => e.alt)"""
 
@@ -412,13 +417,14 @@ SHOWN = """stack => [...stack.querySelectorAll('img')].filter(e => e.checkVisibi
 @pytest.fixture(scope="session")
 def seen(visit, pages) -> dict[str, dict[str, list]]:
     """Open every page once, wide and light, then dark, then as narrow as a phone: kind of fault -> page -> faults."""
-    kinds = ("errors", "formulas", "equations", "tex", "light", "dark", "wide")
+    kinds = ("errors", "formulas", "equations", "tex", "cut", "light", "dark", "wide")
     faults: dict[str, dict[str, list]] = {kind: {} for kind in kinds}
     for name in pages:
         visit.open(name)
         page = visit.page
+        cut = page.evaluate(CUT)
         page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
-        found = {"formulas": page.evaluate(FORMULAS), "tex": page.evaluate(RAW_TEX)}
+        found = {"formulas": page.evaluate(FORMULAS), "tex": page.evaluate(RAW_TEX), "cut": cut}
         found["equations"] = page.evaluate(EQUATIONS, 0.85)
         for theme in ("light", "dark"):
             page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
@@ -450,6 +456,10 @@ def test_equations_fit_their_column(seen):
 
 def test_no_raw_tex_is_seen(seen):
     assert seen["tex"] == {}
+
+
+def test_no_line_of_code_is_cut(seen):
+    assert seen["cut"] == {}
 
 
 def test_text_is_readable_and_figures_fit_in_light(seen):

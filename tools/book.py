@@ -22,7 +22,8 @@ import yaml
 
 from lib.record import claims
 from lib.record.files import PROFILES, RECORD, ROOT, UserError, read_results
-from tools.notebooks import drop_progress_bars, folders, names, paths
+from tools.notebooks import folders, names, paths
+from tools.pages import page as as_page
 
 SKIPPED = {"_build", "__pycache__", ".ipynb_checkpoints"}
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^(\w+Error|Could not import|No module)\b")
@@ -103,7 +104,10 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
         if path.is_file() and not SKIPPED & set(path.parts)
     }
     files["_toc.yml"] = yaml.safe_dump(contents(), sort_keys=False).encode()
-    files |= {f"notebooks/{name}.ipynb": executed_notebook(sources, name) for name in names()}
+    files |= {
+        f"notebooks/{name}.ipynb": executed_notebook(sources, name, result["figures"])
+        for name, result in results.items()
+    }
     lines = "\n".join(f"   {module}" for module in modules())
     files["api/index.md"] = (ROOT / "book" / "api" / "index.md").read_bytes().replace(b"   <modules>", lines.encode())
     for result in results.values():
@@ -119,6 +123,7 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
         path.unlink()
     record = ROOT / "lib" / "record"
     shown = [record / "claims.py", record / "show.py", *sorted((record / "templates").iterdir())]
+    shown.append(ROOT / "tools" / "pages.py")
     machinery = [sources.staged / name for name in files if is_machinery(name)] + shown
     pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").rglob("*.py"))
     return {"machinery": digest(machinery), "pages": digest(pages)}, bool(gone)
@@ -188,17 +193,15 @@ def write_if_changed(path: Path, content: bytes | Path) -> None:
         path.write_bytes(content)
 
 
-def executed_notebook(sources: Sources, name: str) -> bytes:
-    """Return an executed notebook, or say in a `UserError` that it is missing or was not run."""
+def executed_notebook(sources: Sources, name: str, figures: dict[str, Any]) -> bytes:
+    """Return an executed notebook as a page, or say in a `UserError` that it is missing or was not run."""
     path = paths()[name].with_suffix(".ipynb") if sources.committed else sources.run / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise UserError(f"notebook {path.relative_to(ROOT)} is missing; run `{sources.command}`")
     notebook = json.loads(path.read_text(encoding="utf-8"))
     if not any(cell.get("outputs") for cell in notebook["cells"]):
         raise UserError(f"notebook {path.relative_to(ROOT)} has no outputs; run `{sources.command}`")
-    drop_progress_bars(notebook)  # one that was run in JupyterLab has them
-    for cell in notebook["cells"]:  # a mark for the tests, nothing for readers
-        cell["source"] = [line for line in cell["source"] if line.strip() != "# NBVAL_CHECK_OUTPUT"]
+    as_page(notebook, figures)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True).encode()
 
 

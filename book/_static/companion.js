@@ -1,7 +1,17 @@
-// Sliders ask MathJax to set their labels in the words of its version 2; the book ships version 3.
+// Sliders: one of their frames is shown, and named.
 document.addEventListener("DOMContentLoaded", () => {
-  if (window.MathJax && !window.MathJax.Hub) {
-    window.MathJax.Hub = { Queue: ([, , element]) => window.MathJax.startup.promise.then(() => window.MathJax.typesetPromise([element])) };
+  for (const slider of document.querySelectorAll(".slider")) {
+    const labels = JSON.parse(slider.dataset.labels), input = slider.querySelector("input");
+    const output = slider.querySelector("output"), label = slider.querySelector("label");
+    label.hidden = false;
+    const apply = () => {
+      const chosen = Number(input.value);
+      slider.querySelectorAll(":scope > div").forEach((frame, i) => { frame.hidden = i !== chosen; });
+      input.setAttribute("aria-valuetext", labels[chosen]);
+      output.textContent = labels[chosen];
+    };
+    input.addEventListener("input", apply);
+    apply();
   }
 });
 

@@ -3,8 +3,10 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import ipywidgets
 import matplotlib as mpl
@@ -21,7 +23,7 @@ from lib.record.run import Run
 Draw = Callable[[], Figure]
 
 STYLES = Path(__file__).with_name("styles")
-SLIDER_COLOURS = 96
+PREVIEW_COLOURS = 96
 
 
 def ink() -> str:
@@ -36,34 +38,45 @@ def paper() -> str:
 
 def render(draw: Draw, mode: str, kind: str) -> bytes:
     """Draw one version of a figure and return the bytes of its `svg` or `png` file."""
+    with _drawn(draw, mode) as figure:
+        return _saved(figure, kind)
+
+
+@contextmanager
+def _drawn(draw: Draw, mode: str) -> Iterator[Figure]:
     with plt.style.context([STYLES / "common.mplstyle", STYLES / f"{mode}.mplstyle"]):
         figure = draw()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        yield figure
         plt.close(figure)
+
+
+def _saved(figure: Figure, kind: str, dpi: Literal["figure"] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
 def show(run: Run, name: str, draw: Draw, alt: str, kind: str = "svg") -> None:
-    """Save a figure in light and dark as `FOLDER/figures/NOTEBOOK-NAME-{light,dark}.KIND`; show what suits the page.
+    """Save a figure in light and dark as `FOLDER/figures/NOTEBOOK-NAME-{light,dark}.KIND`; show a preview.
 
     `draw` returns a matplotlib figure and is called once for each version; `alt` says in words with numbers what the
-    figure shows; `kind` is `svg` for lines and few points, `png` for images and dense clouds.
+    figure shows; `kind` is `svg` for lines and few points, `png` for images and dense clouds. The book shows the files.
     """
     if not alt.strip():
         raise UserError(f"figure '{name}': alt text is empty; say in words what the figure shows")
     if kind not in ("svg", "png"):
         raise UserError(f"figure '{name}': kind {kind!r}; one of 'svg', 'png'")
-    tags, files = [], []
+    files = []
     for mode in ("light", "dark"):
-        data = render(draw, mode, kind)
         path = run.folder / "figures" / f"{run.notebook}-{name}-{mode}.{kind}"
-        write_atomic(path, data)
+        with _drawn(draw, mode) as figure:
+            data = _saved(figure, kind)
+            write_atomic(path, data if kind == "svg" else _smaller(data, 256))
+            if mode == "light":
+                preview = _smaller(_saved(figure, "png", dpi="figure"))
         files.append(path.name)
-        tags.append(_image(f"only-{mode}", data, kind, alt, hidden=mode == "dark"))
     run.figures[name] = {"alt": alt, "files": files}
-    markup = f'<div class="companion-figure">{"".join(tags)}</div>'
-    display({"text/html": markup, "text/plain": f"Figure {name}: {alt}"}, raw=True)
+    display({"image/png": preview, "text/plain": f"Figure {name}: {alt}"}, metadata={"figure": name}, raw=True)
 
 
 def image_grid(
@@ -91,37 +104,35 @@ def image_grid(
     return figure
 
 
-def slider(run: Run, name: str, frames: Sequence[tuple[str, Draw]], description: str, alt: Sequence[str]) -> None:
+def slider(
+    run: Run, name: str, frames: Sequence[tuple[str, Draw]], description: str, alt: Sequence[str], start: int
+) -> None:
     """Show a slider over precomputed pictures, linked in the browser: it works live and in the built book.
 
     `frames`: (label, draw) for each position, `draw` as in `show`, about 4 x 3 inches; `description` is what the slider
-    changes, e.g. `lambda`; `alt` has words for each frame.
+    changes, e.g. `lambda`; `alt` has words for each frame; `start` is the index of the frame that is shown first.
     """
     if len(frames) != len(alt):
         raise UserError(f"slider '{name}': {len(frames)} frames but {len(alt)} alt texts; give one each")
     pictures = []
     for (_, draw), words in zip(frames, alt, strict=True):
-        data = _smaller(render(draw, "light", "png"))
-        pictures.append(ipywidgets.HTML(_image("slider-frame", data, "png", words)))
-    stack = ipywidgets.Stack(pictures, selected_index=0)
+        data = base64.b64encode(_smaller(render(draw, "either", "png"))).decode()
+        image = f'<img class="slider-frame" alt="{html.escape(words)}" src="data:image/png;base64,{data}">'
+        pictures.append(ipywidgets.HTML(image))
+    start = range(len(frames))[start]
+    stack = ipywidgets.Stack(pictures, selected_index=start)
     layout = ipywidgets.Layout(width="100%", max_width="500px")
     labels = [label for label, _ in frames]
-    bar = ipywidgets.SelectionSlider(options=labels, index=0, description=description, layout=layout)
+    bar = ipywidgets.SelectionSlider(options=labels, index=start, description=description, layout=layout)
     ipywidgets.jslink((bar, "index"), (stack, "selected_index"))
     run.figures[name] = {"alt": list(alt), "files": []}
     display(ipywidgets.VBox([bar, stack]))
 
 
-def _smaller(png: bytes) -> bytes:
-    """Reduce a PNG to a palette: every frame of a slider is embedded in the page."""
+def _smaller(png: bytes, colours: int = PREVIEW_COLOURS) -> bytes:
+    """Reduce a PNG to a palette: figures are part of the repository, previews and frames of sliders of the notebook."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(SLIDER_COLOURS).save(buffer, format="png", optimize=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    opaque = picture.getextrema()[-1] == (255, 255)
+    (picture.convert("RGB") if opaque else picture).quantize(colours).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
-
-
-def _image(name: str, data: bytes, kind: str, alt: str, hidden: bool = False) -> str:
-    """Return an image embedded in the page; `hidden` where no style sheet knows its class."""
-    media = "image/svg+xml" if kind == "svg" else "image/png"
-    style = ' style="display:none"' if hidden else ""
-    source = f"data:{media};base64,{base64.b64encode(data).decode()}"
-    return f'<img class="{name}"{style} alt="{html.escape(alt)}" src="{source}">'

@@ -1,11 +1,15 @@
 """Numbers and tables as a reader sees them, in notebooks, in the book and in the README alike."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 FOLDER = Path(__file__).parent / "templates"
+LETTERS = {"eta": "η", "gamma": "γ", "lambda": "λ", "omega": "ω", "pi": "π", "sigma": "σ"}
+SIGNS = {"->": "→", "<=": "≤", ">=": "≥", " - ": " − "}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -24,6 +28,16 @@ def cell(value: Any) -> Any:
     return number(value) if isinstance(value, float) else value
 
 
+def math(text: str) -> Markup:
+    """Set the formulas in a sentence of claims.yaml: `lambda`, `gamma_aux`, `W2`, `r^2`, `->`, `>=`."""
+    for plain, sign in SIGNS.items():
+        text = text.replace(plain, sign)
+    html = re.sub(rf"\b({'|'.join(LETTERS)})_(\w+)", r"\1<sub>\2</sub>", str(escape(text)))
+    html = re.sub(rf"\b({'|'.join(LETTERS)})\b", lambda found: LETTERS[found[1]], html)
+    html = re.sub(r"\b([A-Z])(\d)\b", r"\1<sub>\2</sub>", html)
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", html))
+
+
 TEMPLATES = Environment(
     loader=FileSystemLoader(FOLDER),
     autoescape=select_autoescape(["html"], default_for_string=False),
@@ -31,7 +45,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"cell": cell, "number": number}
+TEMPLATES.filters |= {"cell": cell, "math": math, "number": number}
 
 
 def render(template: str, **values: Any) -> str:

@@ -232,7 +232,7 @@ for omega in (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
 run.number("axis_ratio_paper", ratios[0.02])
 run.number("axis_ratio_1", ratios[1.0])
 words = [f"Noise at omega {omega:g}: axis ratio {ratio:.2f}." for omega, ratio in ratios.items()]
-figures.slider(run, "noise", frames, description="omega", alt=words)
+figures.slider(run, "noise", frames, description="omega", alt=words, start=-2)
 
 # %% [markdown]
 # ### A2: after fine-tuning
@@ -316,7 +316,7 @@ for gamma in (*p.sweep_gammas, p.gamma):
 run.table("by_gamma", rows)
 distances = [moved[f"gamma {row['gamma']:g} w2"] for row in rows]
 run.number("gain_best_gamma", distances[0] - np.min(distances[1:], axis=0))
-figures.slider(run, "gamma", frames, description="gamma", alt=words)
+figures.slider(run, "gamma", frames, description="gamma", alt=words, start=-1)
 
 # %% [markdown]
 # ### Claims

@@ -89,6 +89,7 @@ import torch
 from lib.ground.nets import eps_model
 from lib.papers.ant import adaptor, experiments, method as ant
 from lib.record import figures, run as record
+from lib.record.intervals import Shares
 from lib.worlds.sources import shared
 
 run = record.start("62_ant", globals())
@@ -202,7 +203,9 @@ for title, chosen in {"equal iterations": rows, "equal evaluations": equal}.item
     run.table(title, lines, experiments.protocol(p))
 for key, (name, i) in rows.items():
     for measure in experiments.MEASURES:
-        run.number(f"{key.lower().replace(' ', '_')}_{measure}", at(name, measure, i))
+        found = at(name, measure, i)
+        found = Shares(found, p.seeds * p.samples) if measure == "realism" else found
+        run.number(f"{key.lower().replace(' ', '_')}_{measure}", found)
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 best = {name: values[f"{name} frechet"][:, 1:].min(1) for name in arms}
 for name in ("full", "adaptor"):
@@ -211,7 +214,8 @@ for name in ("full", "adaptor"):
     run.number(f"best_gain_{name}", best[name] - best["ANT"])
 run.number("early_gain_adaptor", at("adaptor", "frechet", early) - at("ANT", "frechet", early))
 counts = {"iterations": short[-1], "early": short[early], "ascents": p.ascents, "budget": budget}
-counts |= {"evaluations": cost["ANT"][same_cost], **{f"told_{d}": values[f"told_{d}"] for d in ("source", "target")}}
+counts["evaluations"] = cost["ANT"][same_cost]
+counts |= {f"told_{d}": Shares(values[f"told_{d}"], p.seeds * p.samples) for d in ("source", "target")}
 for key, value in counts.items():
     run.number(key, value)
 run.claim("A3")
@@ -240,7 +244,8 @@ columns = ("spread", "copies", "transferred", "copies_end")
 run.table("transfer", [{"arm": name, **experiments.row(values, name, columns)} for name in arms])
 for name, unused in {"full": "transferred", "adaptor": "", "ANT": "copies_end"}.items():
     for key in set(columns) - {unused}:
-        run.number(f"{name.lower()}_{key}", values[f"{name} {key}"])
+        found = values[f"{name} {key}"]
+        run.number(f"{name.lower()}_{key}", Shares(found, p.seeds * p.samples) if "copies" in key else found)
 gain_spread, gain_copies = (values[f"full {key}"] - values[f"ANT {key}"] for key in ("spread", "copies"))
 run.claim("A5")
 

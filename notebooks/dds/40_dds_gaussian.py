@@ -194,7 +194,7 @@ def say(t: int) -> str:
 
 frames = [50, 150, 250, 350, 450, 550, 650, 750, 850, 948]
 pictures = [(str(t), lambda t=t: draw_directions(t)) for t in frames]
-figures.slider(run, "directions", pictures, "t", [say(t) for t in frames])
+figures.slider(run, "directions", pictures, "t", [say(t) for t in frames], start=5)
 
 # %% [markdown]
 # ### SGD and Adam

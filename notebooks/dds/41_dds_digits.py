@@ -159,7 +159,8 @@ def table(title: str, names: list[str], heads: dict[str, str], note: str) -> Non
     for name in names:
         keys = {head: f"{key_of(name)}_{key}" for key, head in heads.items()}
         for key in keys.values():
-            run.number(key, found[key])
+            shares = key.endswith(("success", "kept"))
+            run.number(key, Shares(found[key], p.seeds * p.images) if shares else found[key])
         rows.append({"run": name.removeprefix("written ")} | {head: run.text(key) for head, key in keys.items()})
     run.table(title, rows, note)
 
@@ -296,8 +297,8 @@ for kind, edit in edits.items():
     shown_at = (longest // 8, longest // 4, half, longest)
     rows.append(row | {f"success after {k}": float(share[:, k].mean()) for k in shown_at})
     run.number(f"steps_{kind}", steps[f"steps_{kind}"])
-    run.number(f"success_{kind}", share[:, half])
-    run.number(f"success_{kind}_long", share[:, -1])
+    for key, k in ((f"success_{kind}", half), (f"success_{kind}_long", -1)):
+        run.number(key, Shares(share[:, k], p.seeds * p.images))
 text = f"{p.seeds} x {p.images} inputs of each; an input never read as the target counts {longest} steps"
 run.table("steps", rows, text)
 
@@ -336,7 +337,7 @@ def say(k: int) -> str:
 
 ticks = experiments.path_steps(p)
 frames = [(str(k), lambda i=i: draw_at(i)) for i, k in enumerate(ticks)]
-figures.slider(run, "over-steps", frames, "step", [say(k) for k in ticks])
+figures.slider(run, "over-steps", frames, "step", [say(k) for k in ticks], start=-1)
 
 # %%
 small, large = steps["small_success"], steps["large_success"]

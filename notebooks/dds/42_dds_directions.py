@@ -89,6 +89,7 @@ from lib.ground import diffusion
 from lib.papers.dds import directions
 from lib.papers.dds.directions import cosine, gaussian_cosine, predict, synthesise
 from lib.record import figures, run as record
+from lib.record.intervals import Shares
 from lib.worlds import judge as judges, prompts as digit_prompts
 
 run = record.start("42_dds_directions", globals())
@@ -164,7 +165,8 @@ def measured(kind: str, reading: str) -> np.ndarray:
 facts = {"read_sample": "images drawn that are read as their prompt", "read_edited": "DDS edits read as their prompt"}
 facts |= {f"correlation_{kind}": f"correlation of the pixels, {kind} pairs" for kind in kinds[:3]}
 for key in facts:
-    run.number(key, runs[key])
+    drawn = p.seeds * runs["pairs"].shape[2]
+    run.number(key, Shares(runs[key], drawn) if key.startswith("read") else runs[key])
 shown = runs["pairs"][0]  # (rows, pairs of prompts, 1, h, w)
 labels = ["input", "other prompt, same noise", "other prompt, other noise", "input, edited by DDS"]
 alt = f"Digits drawn by the model for {shown.shape[1]} pairs of prompts, one a column, and their partners in the "
@@ -181,8 +183,8 @@ run.table("images", [{"measured": words, "mean": run.text(key)} for key, words i
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-def draw_reading(reading: str) -> Figure:
-    """Draw the cosines over the timesteps."""
+def draw_reading(reading: str, omega: float) -> Figure:
+    """Draw the cosines over the timesteps, the network's at a guidance scale."""
     figure, (net, exact) = plt.subplots(1, 2, figsize=(7, 3.3), sharey=True)
     for i, kind in enumerate(kinds):
         if kind in likeness:
@@ -191,34 +193,35 @@ def draw_reading(reading: str) -> Figure:
             t = np.arange(20, 981, 10)
             exact.plot(t, closed(kind, reading, p.omega, t), color=f"C{i}", label=kind)
             exact.plot(times, measured(kind, reading), "o", ms=3, color=f"C{i}")
-        values = curve(kind, reading)
+        values = curve(kind, reading, omega)
         net.plot(times, values.mean(0), ":" if kind == "own noise" else "-", color=f"C{i}", label=kind)
         net.fill_between(times, values.min(0), values.max(0), color=f"C{i}", alpha=0.25, lw=0)
-    for axis, title in ((net, "digit network"), (exact, "Gaussian world")):
-        axis.set(title=title, xlabel="timestep t")
-    low = min(0.0, *(curve(kind, reading).min() for kind in kinds))
+    for axis, world, scale in ((net, "digit network", omega), (exact, "Gaussian world", p.omega)):
+        axis.set(title=f"{world}, guidance {scale:g}", xlabel="timestep t")
+    low = min(0.0, *(curve(kind, reading, omega).min() for kind in kinds))
     net.set(ylabel="cosine", ylim=(low - 0.03, 1.03))
     figure.legend(*net.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-def show_reading(name: str, reading: str) -> None:
+def show_reading(name: str, reading: str, omega: float) -> None:
     """Show the figure of one reading."""
-    ends = ((kind, curve(kind, reading).mean(0)) for kind in kinds)
+    ends = ((kind, curve(kind, reading, omega).mean(0)) for kind in kinds)
     text = "Cosine against the timestep, digit network left and Gaussian world right, the paper's curves dashed. "
-    text += f"Reading ({reading}). Digit network at t = 20 and t = 980: "
+    text += f"Reading ({reading}). Digit network at guidance {omega:g}, t = 20 and t = 980: "
     text += "; ".join(f"{kind} {c[0]:.2f} and {c[-1]:.2f}" for kind, c in ends) + "."
-    figures.show(run, name, lambda: draw_reading(reading), text)
+    figures.show(run, name, lambda: draw_reading(reading, omega), text)
 
 
-show_reading("predictions", "b")
+show_reading("predictions", "b", p.omega)
 
 # %% [markdown]
 # ### Reading (a): the predictions minus the noise
+# The network at the guidance at which its prompts are met, which is where the claim is judged.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-show_reading("directions", "a")
+show_reading("directions", "a", p.edit_omega)
 
 # %% [markdown]
 # In the Gaussian world the two readings go opposite ways. At high noise both predictions are the shared $\epsilon$, so

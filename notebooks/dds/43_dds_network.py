@@ -263,7 +263,7 @@ def say(at: int) -> str:
 
 
 frames = [(f"{i}", lambda at=at: draw_step(at)) for at, i in enumerate(checkpoints)]
-figures.slider(run, "training", frames, "iteration", [say(at) for at in range(len(checkpoints))])
+figures.slider(run, "training", frames, "iteration", [say(at) for at in range(len(checkpoints))], start=-1)
 
 # %% [markdown]
 # ### What one pass saves

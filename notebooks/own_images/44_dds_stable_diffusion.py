@@ -155,7 +155,7 @@ methods = ["input", "DDS", *[f"SDEdit {s:g}" for s in p.strengths]]
 measured = stacked(by_seed)  # clip, lpips (seeds, edits, methods); reached, lpips_gap, clip_gain (seeds, edits)
 
 
-# %% jupyter={"source_hidden": true} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input", "hide-output"]
 def marked(figure):
     """Return a figure, and write over it what it must not be taken for."""
     if not trained:
@@ -175,6 +175,7 @@ def draw_edits():
 words = "trained weights" if trained else "random weights, so the edits are meaningless colours"
 alt = f"Photographs, the autoencoder's copy, edits by DDS and by SDEdit at strengths {p.strengths}; {words}."
 figures.show(run, "edits", draw_edits, alt=alt, kind="png")
+
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 similarity, distance = (measured[name].mean((0, 1)) for name in ("clip", "lpips"))  # (2 + strengths,)
 scores = list(zip(methods, similarity.tolist(), distance.tolist(), strict=True))
@@ -215,7 +216,7 @@ else:
 # The trajectory of one edit, and the two maps of the supplement's Fig. 3: how far each pixel of the latent moved in
 # that iteration, and how far it is from the input by then.
 
-# %% jupyter={"source_hidden": true} tags=["hide-input"]
+# %% jupyter={"source_hidden": true} tags=["hide-input", "hide-output"]
 source, target, done, *_ = shown[0]
 maps = torch.stack([done.maps(max(k, 1)) for k in done.iterations])  # (frames, 2, h, w)
 largest = maps.amax((0, 2, 3)).tolist()
@@ -238,7 +239,7 @@ moved = [f"After {k} iterations: mean change {maps[i][1].mean():.3g}" for i, k i
 alt = f"Picture, last update and change so far, from '{source}' to '{target}'. {'; '.join(moved[1:])}.{caution}"
 figures.show(run, "saliency", lambda: draw_way(range(1, len(maps))), alt=alt, kind="png")
 ways = [(str(k), lambda i=i: draw_way([i])) for i, k in enumerate(done.iterations)]
-figures.slider(run, "trajectory", ways, description="iteration", alt=moved)
+figures.slider(run, "trajectory", ways, description="iteration", alt=moved, start=-1)
 
 # %% [markdown]
 # ### What an edit costs
@@ -256,7 +257,7 @@ run.claim("D7")
 
 # %% [markdown]
 # ### Try a prompt
-# The panel works where the notebook runs, with the network loaded above. On a page of the book its button does nothing.
+# The panel works where the notebook runs, with the network loaded above.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]

@@ -116,7 +116,7 @@ def words(gamma):
 
 tried = [0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100]
 frames = [(f"{gamma:g}", lambda gamma=gamma: draw_curves([gamma])) for gamma in tried]
-figures.slider(run, "gamma", frames, "gamma", alt=[words(gamma) for gamma in tried])
+figures.slider(run, "gamma", frames, "gamma", [words(gamma) for gamma in tried], start=tried.index(3))
 
 # %% [markdown]
 # ### A trained denoiser fed with pure noise

@@ -73,6 +73,7 @@ from lib.ground import nets
 from lib.measures import distances
 from lib.papers.sdft import experiments, method as sdft
 from lib.record import figures, run as record
+from lib.record.intervals import Shares
 from lib.worlds import digits, sources
 
 run = record.start("60_finetune", globals())
@@ -186,7 +187,7 @@ table = []
 for name, key in {"source": "source", **keys}.items():
     last = found[name] if name == "source" else found[name][:, -1]  # (seeds, measures)
     for measure, values in zip(measures, last.T, strict=True):
-        run.number(f"{key}_{measure}", values)
+        run.number(f"{key}_{measure}", values if measure == "frechet" else Shares(values, p.seeds * p.samples))
     if name in matched:
         run.number(f"matched_{key}", matched[name])
     gained = run.text(f"matched_{key}") if name in matched else ""

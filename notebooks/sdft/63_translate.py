@@ -84,6 +84,7 @@ import numpy as np
 
 from lib.papers.sdft import experiments
 from lib.record import figures, run as record
+from lib.record.intervals import Shares
 from lib.worlds import digits, sources
 
 run = record.start("63_translate", globals())
@@ -214,7 +215,8 @@ table = []
 for method, name in columns:
     key, texts = f"{method}_{name}".lower() + ("_500" if method in methods else ""), {}
     for measure in ("realism", "kept_seen", "kept_missing", "distance"):
-        run.number(f"{key}_{measure}", column(method, name, measure, HALF))
+        values = column(method, name, measure, HALF)
+        run.number(f"{key}_{measure}", values if measure == "distance" else Shares(values, p.seeds * p.inputs))
         texts[measure] = run.text(f"{key}_{measure}")
     table.append({"method": method, "student": name, **texts})
 run.table("at 0.5 T", table)
@@ -250,7 +252,7 @@ def words(i):
 
 
 frames = [(f"{start:g} T", lambda i=i: draw_start(i)) for i, start in enumerate(starts)]
-figures.slider(run, "start", frames, "start time", alt=[words(i) for i in range(len(starts))])
+figures.slider(run, "start", frames, "start time", [words(i) for i in range(len(starts))], start=len(starts) // 2)
 
 # %% [markdown]
 # ### Pairs from one noise
@@ -282,8 +284,8 @@ def draw_pairs():
 
 
 for name in students:
-    run.number(f"pairs_{name.lower()}", pairs[name][:, -1, 1])
-    run.number(f"pairs_{name.lower()}_realism", pairs[name][:, -1, 0])
+    for k, key in ((1, f"pairs_{name.lower()}"), (0, f"pairs_{name.lower()}_realism")):
+        run.number(key, Shares(pairs[name][:, -1, k], p.seeds * p.pairs))
 ends = ", ".join(f"{n} {run.text(f'pairs_{n.lower()}')}" for n in students)
 alt = f"Share of same-noise pairs that show one digit, against realism and over the steps. After {checkpoints[-1]} "
 alt += f"steps: {ends}; pairs of different noises: {found['other_noise'].mean():.2f}."

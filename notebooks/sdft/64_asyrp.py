@@ -78,6 +78,7 @@ import torch
 from lib.ground import diffusion
 from lib.papers.sdft import experiments, traits
 from lib.record import figures, run as record
+from lib.record.intervals import Shares
 from lib.worlds import sources
 
 run = record.start("64_asyrp", globals())
@@ -161,7 +162,8 @@ def words(k):
 
 
 frames = [(f"{c:g}", lambda k=k: draw_strength(k)) for k, c in enumerate(strengths)]
-figures.slider(run, "strength", frames, "strength", alt=[words(k) for k in range(len(strengths))])
+alt = [words(k) for k in range(len(strengths))]
+figures.slider(run, "strength", frames, "strength", alt, start=len(strengths) // 2)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 grid = np.concatenate(np.stack([originals, *np.concatenate(edited)], axis=1))  # an input and its edits a row
@@ -182,7 +184,7 @@ for name in names:
     for label, (direction, at) in kinds.items():
         key, texts = f"{name}_{label}".lower().replace(" ", "_"), {}
         for k, measure in enumerate(experiments.EDITING):
-            run.number(f"{key}_{measure}", found[f"{name} {direction}"][:, at, k])
+            run.number(f"{key}_{measure}", Shares(found[f"{name} {direction}"][:, at, k], p.seeds * p.inputs))
             texts[measure] = run.text(f"{key}_{measure}")
         table.append({"model": name, "direction": label, **texts})
 run.table("edits at strength 1", table)

@@ -17,6 +17,56 @@
 # ## Question
 # How do I read a result here, how do I change an experiment, and how do I run a method on my own images?
 
+# %% [markdown]
+# ## Claim
+# This notebook tests no claim of a paper. To show how the others do, here is a claim about dice, in the form in which
+# `claims.yaml` holds every claim: a sentence, and *checks* with rules that were written down before the run, as was the
+# number of replicates. One check is the *primary* one, the claim's own sentence; a *control* is a run in which the
+# effect must be absent, or must be there.
+#
+# A rule looks at the 95 % interval over the replicates: `equal` wants the whole of it within `delta` of the value,
+# `above` and `below` on that side. An interval that lies neither inside nor outside is *undecided*, and so is then the
+# claim. Ten replicates, then the card:
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
+import numpy as np
+from IPython.display import HTML
+
+from lib.record import claims
+
+
+def dice():
+    """Return a claim about dice, judged."""
+    fair = {"rule": "equal", "value": 3.5, "delta": 0.1}
+    entry = {
+        "paper": "Dice",
+        "where": "an example",
+        "claim": "The mean of a fair die is 3.5; a loaded die gives itself away.",
+        "expected": "3.5",
+        "kind": "toy",
+        "differs": "no die was thrown",
+        "unit": "600 throws",
+        "n": 10,
+        "checks": [
+            {"name": "fair", "role": "primary", "what": "mean of the throws", **fair},
+            {"name": "loaded", "role": "control", "what": "the same, loaded", "rule": "above", "value": 3.6},
+        ],
+    }
+    faces, throw = np.arange(1, 7), [np.random.default_rng(s) for s in range(10)]
+    loads = {"fair": None, "loaded": np.array([1, 1, 1, 1, 1, 2]) / 7}
+    measured = {name: [draw.choice(faces, 600, p=load).mean() for draw in throw] for name, load in loads.items()}
+    return claims.judge("Z0", entry, measured)
+
+
+HTML(claims.card("Z0", dice()))
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print(claims.card_text("Z0", dice()))
+
+# %% [markdown]
+# ## Parameters
+
 # %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -40,57 +90,19 @@ sampling_steps: PositiveInt = 20  # of ancestral sampling
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 import copy
 
-import numpy as np
 import torch
-from IPython.display import HTML
 
 from lib.ground import diffusion, folder, nets
 from lib.ground.train import train
 from lib.jobs import gate, hub
 from lib.jobs.report import write_images
 from lib.papers.sdft import method as sdft
-from lib.record import claims, figures, run as record
+from lib.record import figures, run as record
 from lib.record.files import refuse_foreign, replacing
 from lib.worlds import digits as data, sources
 
 run = record.start("00_start", globals())
 p = run.parameters
-
-# %% [markdown]
-# ## Claim
-# This notebook tests no claim of a paper. To show how the others do, here is a claim about dice, in the form in which
-# `claims.yaml` holds every claim: a sentence, and *checks* with rules that were written down before the run, as was the
-# number of replicates. One check is the *primary* one, the claim's own sentence; a *control* is a run in which the
-# effect must be absent, or must be there.
-#
-# A rule looks at the 95 % interval over the replicates: `equal` wants the whole of it within `delta` of the value,
-# `above` and `below` on that side. An interval that lies neither inside nor outside is *undecided*, and so is then the
-# claim. Ten replicates, then the card:
-
-# %% jupyter={"source_hidden": true} tags=["hide-input"]
-dice = {
-    "paper": "Dice",
-    "where": "an example",
-    "claim": "The mean of a fair die is 3.5; a loaded die gives itself away.",
-    "expected": "3.5",
-    "kind": "toy",
-    "differs": "no die was thrown",
-    "unit": "600 throws",
-    "n": 10,
-    "checks": [
-        {"name": "fair", "role": "primary", "what": "mean of the throws", "rule": "equal", "value": 3.5, "delta": 0.1},
-        {"name": "loaded", "role": "control", "what": "the same, loaded", "rule": "above", "value": 3.6},
-    ],
-}
-faces, throw = np.arange(1, 7), [np.random.default_rng(s) for s in range(10)]
-loads = {"fair": None, "loaded": np.array([1, 1, 1, 1, 1, 2]) / 7}
-measured = {name: [draw.choice(faces, 600, p=load).mean() for draw in throw] for name, load in loads.items()}
-judged = claims.judge("Z0", dice, measured)
-HTML(claims.card("Z0", judged))
-
-# %%
-# NBVAL_CHECK_OUTPUT
-print(claims.card_text("Z0", judged))
 
 # %% [markdown]
 # ## Method

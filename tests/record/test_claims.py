@@ -124,6 +124,12 @@ def test_numbers_read_well():
     assert show.number(1.1) == "1.10"
     assert show.number(1234.5) == "1234"
     assert show.number(None) == "not defined"
+
+
+def test_formulas_in_claims_are_set():
+    found = show.math("E|x - G|^2 -> 1 for lambda > 0; W2, gamma_aux >= pi; eta in beta, A-1, 5x5")
+    wanted = "E|x − G|<sup>2</sup> → 1 for λ &gt; 0; W<sub>2</sub>, γ<sub>aux</sub> ≥ π; η in beta, A-1, 5x5"
+    assert found == wanted
     assert claims.text(claims.interval([1.0, 1.1, 1.2]), "deg") == "1.10 [0.852, 1.35] deg"
     assert claims.interval(3.0) == {"mean": 3.0, "low": 3.0, "high": 3.0, "n": 1}
 

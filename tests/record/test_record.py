@@ -148,7 +148,7 @@ def test_figures_without_alt_text_or_of_unknown_kind_are_refused(run):
     with pytest.raises(UserError, match="'jpg'"):
         figures.show(run, "line", draw, alt="A line.", kind="jpg")
     with pytest.raises(UserError, match="1 frames but 2 alt"):
-        figures.slider(run, "line", [("0", draw)], "t", alt=["a", "b"])
+        figures.slider(run, "line", [("0", draw)], "t", alt=["a", "b"], start=0)
 
 
 def test_image_grid_fills_rows_and_keeps_values():

@@ -47,10 +47,11 @@ def maps(x: np.ndarray, frames: Sequence[Frame], limit: float, figsize: tuple[fl
     figure, axes = plt.subplots(1, len(frames), figsize=figsize, squeeze=False)
     for axis, (label, outputs) in zip(axes[0], frames, strict=True):
         axis.plot(*np.stack([x, outputs], axis=1).transpose(2, 1, 0), color=ink(), lw=0.4, alpha=0.35)
-        axis.plot(*x.T, ".", markersize=3, color="C0")
-        axis.plot(*outputs.T, ".", markersize=3, color="C1")
+        axis.plot(*x.T, ".", markersize=3, color="C0", label="input $x$")
+        axis.plot(*outputs.T, ".", markersize=3, color="C1", label="output $G(x)$")
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
         axis.set_title(label if "OT" in label else f"$\\lambda$ = {label}")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -1,0 +1,54 @@
+"""An executed notebook as a page of the book: figures from their files, plain sliders, code as wide as the column."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lib.record.files import ROOT
+from tools.notebooks import drop_progress_bars
+
+WIDGET = "application/vnd.jupyter.widget-{}+json"
+COLUMNS = 84  # of code that a page shows at 1280 pixels without cutting a line
+TEMPLATES = Environment(
+    loader=FileSystemLoader(ROOT / "book" / "_ext" / "templates"), autoescape=True, undefined=StrictUndefined
+)
+
+
+def page(notebook: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Change a notebook into what its page shows; `figures` are those of its results."""
+    drop_progress_bars(notebook)  # one that was run in JupyterLab has them
+    models = notebook["metadata"].pop("widgets", {}).get(WIDGET.format("state"), {}).get("state", {})
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["source"] = _fitted("".join(cell["source"]).replace("# NBVAL_CHECK_OUTPUT\n", ""))
+        for output in cell.get("outputs", []):
+            if name := output.get("metadata", {}).get("figure"):
+                filled = TEMPLATES.get_template("result-figure.html").render(chosen=figures[name], up="../")
+            elif view := output.get("data", {}).get(WIDGET.format("view")):
+                filled = _widget(models[view["model_id"]]["state"], models)
+            else:
+                continue
+            output["data"], output["metadata"] = {"text/html": filled}, {}
+
+
+def _fitted(code: str) -> str:
+    """Break the lines of code so that they fit into the column."""
+    ruff = [Path(sys.executable).with_name("ruff"), "format", f"--line-length={COLUMNS}", "--no-cache", "-"]
+    return subprocess.run(ruff, input=code, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _widget(box: dict[str, Any], models: dict[str, Any]) -> str:
+    """Return what `lib.record.figures.slider` showed, or that there is something only in JupyterLab."""
+    inside = [models[child.removeprefix("IPY_MODEL_")] for child in box["children"]]
+    if [one["model_name"] for one in inside] != ["SelectionSliderModel", "StackModel"]:
+        return '<p class="results-note">In JupyterLab there are fields and a button here.</p>'
+    bar, stack = (one["state"] for one in inside)
+    frames = [models[child.removeprefix("IPY_MODEL_")]["state"]["value"] for child in stack["children"]]
+    values = {"start": bar["index"], "changes": bar["description"]}
+    labelled = [*zip(bar["_options_labels"], frames, strict=True)]
+    return TEMPLATES.get_template("slider.html").render(**values, frames=labelled)
