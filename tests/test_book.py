@@ -328,36 +328,26 @@ def visit(browser, address):
 DESK = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
-# Formulas are set and sliders drawn after loading.
-READY = """async () => {
-  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
-  const wanted = document.querySelectorAll('script[type="application/vnd.jupyter.widget-view+json"]').length;
-  for (let i = 0; i < 100 && document.querySelectorAll('.widget-subarea > *').length < wanted; i++)
-    await new Promise(r => setTimeout(r, 50));
-  await new Promise(r => setTimeout(r, 50));
-}"""
+# Formulas have been set and fitted into their columns.
+READY = """async () => { await document.fonts.ready; await new Promise(r => setTimeout(r, 50)); }"""
 
 FORMULAS = """() => {
-  const raw = [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container'));
-  const bad = [...document.querySelectorAll('mjx-merror, [data-mjx-error]')];
-  const blank = [...document.querySelectorAll('mjx-container svg')].filter(e => !e.getBoundingClientRect().width);
-  return [...raw, ...bad].map(e => e.textContent.slice(0, 60)).concat(blank.map(() => 'a formula of no width'));
+  const raw = [...document.querySelectorAll('.math')].filter(e => !e.querySelector('.katex-html'));
+  const bad = [...document.querySelectorAll('.katex-error')];
+  return [...raw, ...bad].map(e => e.textContent.slice(0, 60));
 }"""
 
 # Display equations are made smaller where the column is narrower; on a desk that must hardly happen.
-EQUATIONS = """least => [...document.querySelectorAll('mjx-container[display="true"] > svg')].flatMap(e => {
-  const width = e.getBoundingClientRect().width;
-  e.style.maxWidth = 'none';
-  const natural = e.getBoundingClientRect().width;
-  e.style.maxWidth = '';
-  return width < least * natural ? [`${Math.round(width)} of ${Math.round(natural)} px`] : [];
+EQUATIONS = """least => [...document.querySelectorAll('div.math')].flatMap(e => {
+  const size = parseFloat(e.querySelector('.katex-display').style.fontSize || 100) / 100;
+  return size < least || e.scrollWidth > e.clientWidth + 1 ? [`${size}: ${e.scrollWidth} in ${e.clientWidth} px`] : [];
 })"""
 
 RAW_TEX = """() => {
   const walker = document.createTreeWalker(document.querySelector('article') || document.body, NodeFilter.SHOW_TEXT);
   const found = [];
   for (let node; (node = walker.nextNode());) {
-    if (node.parentElement.closest('script, style, pre, code, mjx-container, svg')) continue;
+    if (node.parentElement.closest('script, style, pre, code, .katex, svg')) continue;
     const text = node.textContent.match(/\\\\[a-zA-Z]{2,}.{0,30}|\\$[^$]{1,40}\\$/);
     if (text) found.push(text[0]);
   }

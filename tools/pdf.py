@@ -24,7 +24,7 @@ OPEN = """async () => {
   document.documentElement.dataset.theme = 'light';
   document.querySelectorAll('details').forEach(e => { e.open = true });
   document.querySelectorAll('img[loading=lazy]').forEach(e => { e.loading = 'eager' });
-  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  await document.fonts.ready;
   await Promise.all([...document.images].map(e => e.decode().catch(() => {})));
 }"""
 

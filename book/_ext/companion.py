@@ -76,8 +76,8 @@ def set_substitutions(app: Sphinx, config: Config) -> None:
         "profile": f"`{data['profile']}`",
         "measured": len(verdicts) - verdicts.count("not tested"),
     }
-    # The builder adds every script below _static to every page; those in vendor/ are loaded where they are needed.
-    config.html_js_files = [js for js in config.html_js_files if not str(js).startswith("vendor/")]
+    # The builder adds every script below _static to every page; that in scripts/ stands in the place of the theme's.
+    config.html_js_files = [js for js in config.html_js_files if not str(js).startswith("scripts/")]
 
 
 def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -> str:

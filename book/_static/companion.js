@@ -15,6 +15,21 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
+// Display equations are set smaller where the column is narrower than they are.
+{
+  const fit = () => {
+    for (const box of document.querySelectorAll("div.math")) {
+      const equation = box.querySelector(".katex-display");
+      if (!equation || !box.clientWidth) continue;
+      equation.style.fontSize = "";
+      if (box.scrollWidth > box.clientWidth) equation.style.fontSize = `${(98 * box.clientWidth) / box.scrollWidth}%`;
+    }
+  };
+  window.addEventListener("load", () => document.fonts.ready.then(fit));
+  window.addEventListener("resize", fit);
+  document.addEventListener("toggle", fit, true); // a fold that was opened
+}
+
 // The scorecard's filter: shows the rows of one paper, one verdict, or both. Without scripts the whole table is shown.
 document.addEventListener("DOMContentLoaded", () => {
   const form = document.querySelector("form.scorecard-filter");
