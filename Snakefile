@@ -48,7 +48,7 @@ for made, (name, function, seed) in MODELS.items():
             "{sys.executable:q} -m tools.replicate {params.args} --gpus {resources.gpu} >{log} 2>&1"
 
 
-for job in (job for name in nb.names() for job in nb.blocks(name, PROFILE)):
+for job in (job for name in nb.names() for job in nb.to_compute(name, PROFILE)):
 
     rule:
         name:
@@ -57,7 +57,7 @@ for job in (job for name in nb.names() for job in nb.blocks(name, PROFILE)):
             parameters=[str(path) for path in [nb.profile_file(job.notebook, PROFILE)] if path],
             modules=nb.lib_modules(job.notebook),
             needs=[f"{RUN}/results/{other}.json" for other in nb.needs(job.notebook)],
-            models=sorted({nb.trained(job, seed, PROFILE) for seed in job.seeds} & set(MODELS)),
+            models=[nb.trained(job, seed, PROFILE) for seed in job.seeds if job.own],
         output:
             # The files of the replicates are no outputs: what has ended stays when a job is killed.
             touch(nb.done(job, RUN)),
@@ -87,7 +87,7 @@ for name in nb.names():
             parameters=[str(path) for path in [nb.profile_file(name, PROFILE)] if path],
             modules=nb.lib_modules(name),
             needs=[f"{RUN}/results/{other}.json" for other in nb.needs(name)],
-            replicates=[nb.done(job, RUN) for job in nb.blocks(name, PROFILE)],
+            replicates=[nb.done(job, RUN) for job in nb.to_compute(name, PROFILE)],
         output:
             notebook=f"{RUN}/notebooks/{name}.ipynb",
             results=f"{RUN}/results/{name}.json",

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jupytext
 import yaml
 
-from lib.record.code import modules
+from lib.record import replicates
+from lib.record.code import digest_of, modules
 from lib.record.files import RECORD, ROOT
 
 # Of one thread a job: two threads beside another job are several times slower, and sums depend on their number.
@@ -115,6 +116,28 @@ def blocks(name: str, profile: str) -> list[Block]:
     return found
 
 
+def to_compute(name: str, profile: str) -> list[Block]:
+    """Return the jobs of `blocks` that are left: the committed results lack a replicate of theirs, or they ran here."""
+    run = ROOT / "runs" / profile
+    return [job for job in blocks(name, profile) if Path(done(job, str(run))).exists() or not _held(job, profile)]
+
+
+@functools.cache
+def _names(name: str, profile: str) -> dict[str, Any]:
+    return {**_declared(_tree(name)), **parameters(name, profile)}
+
+
+def _held(job: Block, profile: str) -> bool:
+    """Whether all of a job's replicates are among the committed results, of today's code and parameters."""
+    folder = ROOT / "results" / profile / "replicates" / job.notebook / job.function
+    if not all((folder / f"{seed}.npz").exists() for seed in job.seeds):
+        return False
+    code = digest_of(ROOT.joinpath(*job.module.split(".")).with_suffix(".py"), job.function)
+    now = _names(job.notebook, profile)
+    about = [replicates.read(folder / f"{seed}.npz")[1] for seed in job.seeds]
+    return all(one["code"] == code and one["parameters"].items() <= now.items() for one in about)
+
+
 def done(job: Block, run: str) -> str:
     """Return the file that says that a job of replicates has ended."""
     return f"{run}/replicates/{job.notebook}/{job.function}/{job.seeds[0]}-{job.seeds[-1]}.done"
@@ -126,8 +149,10 @@ def models(profile: str) -> dict[str, tuple[str, str, int]]:
     A world of a seed's own is trained by a function `trained` of its module, called as the notebook that names it says;
     other functions of the module load it.
     """
-    jobs = (job for name in names() for job in blocks(name, profile) if job.own.endswith(":trained"))
-    return {trained(job, seed, profile): (job.notebook, job.own, seed) for job in jobs for seed in job.seeds}
+    every = (job for name in names() for job in blocks(name, profile))
+    by = {job.own.split(":")[0]: (job.notebook, job.own) for job in every if job.own.endswith(":trained")}
+    jobs = (job for name in names() for job in to_compute(name, profile) if job.own)
+    return {trained(job, seed, profile): (*by[job.own.split(":")[0]], seed) for job in jobs for seed in job.seeds}
 
 
 def trained(job: Block, seed: int, profile: str) -> str:
@@ -140,9 +165,9 @@ def _tree(name: str) -> ast.Module:
 
 
 def _declared(tree: ast.Module) -> dict[str, Any]:
-    """Return the numbers and texts that the parameters cell declares."""
-    found = (node for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant))
-    return {_text(node.target): node.value.value for node in found}
+    """Return what the parameters cell declares."""
+    found = (node for node in tree.body if isinstance(node, ast.AnnAssign) and node.value)
+    return {_text(node.target): ast.literal_eval(node.value) for node in found}
 
 
 def _places(tree: ast.Module) -> dict[str, str]:

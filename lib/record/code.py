@@ -19,9 +19,13 @@ def digest(measure: Callable[..., Any]) -> str:
 
     `lib.record` is left out: it keeps numbers and computes none.
     """
-    total = hashlib.sha256(measure.__qualname__.encode())
-    start = Path(getsourcefile(measure) or "")
-    for path in sorted({start, *modules(start)}):
+    return digest_of(Path(getsourcefile(measure) or ""), measure.__qualname__)
+
+
+def digest_of(module: Path, name: str) -> str:
+    """Return the same of a function that is named by its module's file, without importing it."""
+    total = hashlib.sha256(name.encode())
+    for path in sorted({module, *modules(module)}):
         if (ROOT / "lib" / "record") not in path.parents:
             total.update(_meaning(path))
     return total.hexdigest()[:16]

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from lib.record.code import digest
@@ -98,7 +97,7 @@ def _plain(parameters: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)  # tensors, without importing torch
 
 
 def _rows(measured: Mapping[str, Any], block: int) -> Iterator[Measured]:

@@ -65,7 +65,7 @@ HTML(claims.card("Z0", dice()))
 print(claims.card_text("Z0", dice()))
 
 # %% [markdown]
-# ## Parameters
+# ### Parameters
 
 # %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
