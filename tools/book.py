@@ -104,16 +104,17 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
         if path.is_file() and not SKIPPED & set(path.parts)
     }
     files["_toc.yml"] = yaml.safe_dump(contents(), sort_keys=False).encode()
-    files |= {
-        f"notebooks/{name}.ipynb": executed_notebook(sources, name, result["figures"])
-        for name, result in results.items()
-    }
+    sliders: dict[str, Any] = {}
+    for name, result in results.items():
+        notebook = executed_notebook(sources, name)
+        sliders |= {f"{name}/{slider}": frames for slider, frames in as_page(notebook, result["figures"]).items()}
+        files[f"notebooks/{name}.ipynb"] = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True).encode()
     lines = "\n".join(f"   {module}" for module in modules())
     files["api/index.md"] = (ROOT / "book" / "api" / "index.md").read_bytes().replace(b"   <modules>", lines.encode())
     for result in results.values():
         for figure in result["figures"].values():
             files |= {f"_static/figures/{name}": sources.figures / name for name in figure["files"]}
-    files["_data/companion.json"] = companion_data(sources, results)
+    files["_data/companion.json"] = companion_data(sources, results, sliders)
     for name, content in files.items():
         write_if_changed(sources.staged / name, content)
     expected = {*files, *(f"api/{module}.rst" for module in modules())}  # the latter are made by autosummary
@@ -193,19 +194,18 @@ def write_if_changed(path: Path, content: bytes | Path) -> None:
         path.write_bytes(content)
 
 
-def executed_notebook(sources: Sources, name: str, figures: dict[str, Any]) -> bytes:
-    """Return an executed notebook as a page, or say in a `UserError` that it is missing or was not run."""
+def executed_notebook(sources: Sources, name: str) -> dict[str, Any]:
+    """Return an executed notebook, or say in a `UserError` that it is missing or was not run."""
     path = paths()[name].with_suffix(".ipynb") if sources.committed else sources.run / "notebooks" / f"{name}.ipynb"
     if not path.exists():
         raise UserError(f"notebook {path.relative_to(ROOT)} is missing; run `{sources.command}`")
     notebook = json.loads(path.read_text(encoding="utf-8"))
     if not any(cell.get("outputs") for cell in notebook["cells"]):
         raise UserError(f"notebook {path.relative_to(ROOT)} has no outputs; run `{sources.command}`")
-    as_page(notebook, figures)
-    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True).encode()
+    return notebook
 
 
-def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
+def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str, Any]) -> bytes:
     """Return what the pages read: profile, papers, claims, results without single values, costs of all profiles."""
     kept = {}
     judged = {}
@@ -224,6 +224,7 @@ def companion_data(sources: Sources, results: dict[str, Any]) -> bytes:
         },
         "titles": pages_data("titles.yaml"),
         "results": kept,
+        "sliders": sliders,
         "costs": costs(sources),
         "bench": {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))},
     }

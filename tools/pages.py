@@ -19,21 +19,26 @@ TEMPLATES = Environment(
 )
 
 
-def page(notebook: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Change a notebook into what its page shows; `figures` are those of its results."""
+def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """Change a notebook into what its page shows; `figures` are those of its results. Returns its sliders by name."""
     drop_progress_bars(notebook)  # one that was run in JupyterLab has them
     models = notebook["metadata"].pop("widgets", {}).get(WIDGET.format("state"), {}).get("state", {})
+    names, sliders = (name for name, figure in figures.items() if not figure["files"]), {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["source"] = _fitted("".join(cell["source"]).replace("# NBVAL_CHECK_OUTPUT\n", ""))
         for output in cell.get("outputs", []):
             if name := output.get("metadata", {}).get("figure"):
                 filled = TEMPLATES.get_template("result-figure.html").render(chosen=figures[name], up="../")
-            elif view := output.get("data", {}).get(WIDGET.format("view")):
-                filled = _widget(models[view["model_id"]]["state"], models)
-            else:
+            elif not (view := output.get("data", {}).get(WIDGET.format("view"))):
                 continue
+            elif slider := _slider(models[view["model_id"]]["state"], models):
+                sliders[next(names)] = slider
+                filled = TEMPLATES.get_template("slider.html").render(chosen=slider)
+            else:
+                filled = '<p class="results-note">In JupyterLab there are fields and a button here.</p>'
             output["data"], output["metadata"] = {"text/html": filled}, {}
+    return sliders
 
 
 def _fitted(code: str) -> str:
@@ -42,13 +47,12 @@ def _fitted(code: str) -> str:
     return subprocess.run(ruff, input=code, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _widget(box: dict[str, Any], models: dict[str, Any]) -> str:
-    """Return what `lib.record.figures.slider` showed, or that there is something only in JupyterLab."""
+def _slider(box: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `lib.record.figures.slider` showed, from the states of its widgets; None for other widgets."""
     inside = [models[child.removeprefix("IPY_MODEL_")] for child in box["children"]]
     if [one["model_name"] for one in inside] != ["SelectionSliderModel", "StackModel"]:
-        return '<p class="results-note">In JupyterLab there are fields and a button here.</p>'
+        return None
     bar, stack = (one["state"] for one in inside)
     frames = [models[child.removeprefix("IPY_MODEL_")]["state"]["value"] for child in stack["children"]]
-    values = {"start": bar["index"], "changes": bar["description"]}
     labelled = [*zip(bar["_options_labels"], frames, strict=True)]
-    return TEMPLATES.get_template("slider.html").render(**values, frames=labelled)
+    return {"start": bar["index"], "changes": bar["description"], "frames": labelled}

@@ -86,6 +86,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
         f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
     }
     named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
+    named["slider"] = Named(data.get("sliders", {}), "slider")
     named["paper"] = Named(data.get("sources", {}), "paper")
     papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
     versions: dict[str, set[str]] = {}
@@ -141,17 +142,21 @@ def _escape(text: str) -> str:
     return re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", stars)
 
 
-def drop_thebe(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out the scripts that would load live kernels from another host."""
-    kept = [js for js in context["script_files"] if "thebe" not in f"{js} {getattr(js, 'attributes', '')}".lower()]
-    context["script_files"] = kept
+UNUSED = ("thebe", "design-tabs", "togglebutton")
+
+
+def drop_unused(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Leave out scripts and styles that no page uses; those of thebe would load live kernels from another host."""
+    for kind in ("script_files", "css_files"):
+        said = ((one, f"{one} {getattr(one, 'attributes', '')}".lower()) for one in context[kind])
+        context[kind] = [one for one, words in said if not any(name in words for name in UNUSED)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives and hooks."""
     app.connect("config-inited", set_substitutions, priority=400)
     app.connect("autodoc-process-docstring", plain_docstring, priority=400)  # before napoleon
-    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", drop_unused, priority=900)
     for path in Path(__file__).parent.glob("templates/[a-z]*.html"):
         app.add_directive(path.stem, FromResults)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -126,7 +126,8 @@ figures.slider(run, "gamma", frames, "gamma", [words(gamma) for gamma in tried],
 
 # %%
 found = run.replicates(experiments.pure_noise)  # (seeds, timesteps)
-unet, schedule = sources.load(run.artefacts / f"source-{p.seed}", run.device)
+own = run.artefacts / f"source-{p.seed}"  # trained by the replicate of this seed, or here
+unet, schedule = sources.source_model(own, run.device, steps=p.source_steps, seed=p.seed)
 timesteps = torch.arange(p.every, schedule.T, p.every)
 w_3, w_50 = (sdft.weight(schedule, gamma)[timesteps].numpy() for gamma in (3, 50))
 let_through = (found["noise"] * w_50).sum(1) / (found["noise"] * w_3).sum(1)
