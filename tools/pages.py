@@ -23,7 +23,7 @@ def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     """Change a notebook into what its page shows; `figures` are those of its results. Returns its sliders by name."""
     drop_progress_bars(notebook)  # one that was run in JupyterLab has them
     models = notebook["metadata"].pop("widgets", {}).get(WIDGET.format("state"), {}).get("state", {})
-    names, sliders = (name for name, figure in figures.items() if not figure["files"]), {}
+    names, sliders = [name for name, figure in figures.items() if not figure["files"]], []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["source"] = _fitted("".join(cell["source"]).replace("# NBVAL_CHECK_OUTPUT\n", ""))
@@ -33,12 +33,12 @@ def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
             elif not (view := output.get("data", {}).get(WIDGET.format("view"))):
                 continue
             elif slider := _slider(models[view["model_id"]]["state"], models):
-                sliders[next(names)] = slider
+                sliders.append(slider)
                 filled = TEMPLATES.get_template("slider.html").render(chosen=slider)
             else:
                 filled = '<p class="results-note">In JupyterLab there are fields and a button here.</p>'
             output["data"], output["metadata"] = {"text/html": filled}, {}
-    return sliders
+    return dict(zip(names, sliders, strict=True))
 
 
 def _fitted(code: str) -> str:

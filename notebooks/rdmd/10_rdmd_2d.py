@@ -212,7 +212,7 @@ limit = 1.5 * p.radius
 pictures = [(frame[0], lambda frame=frame: drawn.maps(x, [frame], limit, (4, 4.2))) for frame in frames]
 crossing = [(label, f"{toy.crossing_share(x, outputs):.2%}") for label, outputs in frames]
 words = [f"Map of 400 points for lambda {label}: {share} of the segment pairs cross." for label, share in crossing]
-figures.slider(run, "maps", pictures, "lambda", words, start=fifth)
+figures.slider(run, "map", pictures, "lambda", words, start=fifth)
 
 chosen = [frames[zero], frames[fifth], *frames[-2:]]
 shares = ", ".join(f"{learned['crossings'][:, i].mean():.2%}" for i in (zero, fifth, -1))
