@@ -114,7 +114,7 @@ rule book:
         results=expand(f"{RUN}/results/{{name}}.json", name=nb.names()),
         pages=[str(path) for folder in ("book", "lib") for path in Path(folder).rglob("*.*") if "__pycache__" not in path.parts],
         claims="claims.yaml",
-        builder="tools/book.py",
+        builder=["tools/book.py", "tools/pages.py", "tools/notebooks.py", *map(str, Path("results/bench").glob("*.json"))],
     params:
         profile=PROFILE,
     output:

@@ -151,7 +151,7 @@ def book() -> Path:
     built = sorted(ROOT.glob("runs/*/book/_build/html/index.html"), key=lambda path: path.stat().st_mtime)
     if built:
         return built[-1].parent
-    how = ["--committed"] if (ROOT / "results" / "cpu").exists() else ["--profile", "smoke"]
+    how = ["--committed"] if (ROOT / "results" / "record").exists() else ["--profile", "smoke"]
     done = subprocess.run(
         [sys.executable, "-m", "tools.book", *how], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -408,7 +408,7 @@ def seen(visit, pages) -> dict[str, dict[str, list]]:
             page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
             page.wait_for_function(STILL)
             figures = [f"wrong figure for the theme: {alt[:60]}" for alt in page.evaluate(FIGURES, theme)]
-            barriers = [] if name in alike[3:] else axe.run(page, "article", AXE).response["violations"]
+            barriers = [] if name in alike[3:] else axe.run(page, "main", AXE).response["violations"]
             figures += [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in barriers]
             found[theme] = figures
         page.set_viewport_size(PHONE)

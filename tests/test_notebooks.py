@@ -175,5 +175,5 @@ def test_what_the_record_holds_is_not_computed_again(monkeypatch):
     assert job in to_compute("40_dds_gaussian", "record")
     monkeypatch.setattr(notebooks, "digest_of", digest_of)
     assert job not in to_compute("40_dds_gaussian", "record")
-    monkeypatch.setattr(notebooks, "_names", lambda name, profile: {})
+    monkeypatch.setattr(notebooks, "_given", lambda name, profile: {})
     assert job in to_compute("40_dds_gaussian", "record")

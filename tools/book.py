@@ -101,7 +101,7 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
     files: dict[str, bytes | Path] = {
         str(path.relative_to(ROOT / "book")): path
         for path in sorted((ROOT / "book").rglob("*"))
-        if path.is_file() and not SKIPPED & set(path.parts)
+        if path.is_file() and not SKIPPED & set(path.relative_to(ROOT).parts)
     }
     files["_toc.yml"] = yaml.safe_dump(contents(), sort_keys=False).encode()
     sliders: dict[str, Any] = {}
@@ -118,13 +118,14 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
     for name, content in files.items():
         write_if_changed(sources.staged / name, content)
     expected = {*files, *(f"api/{module}.rst" for module in modules())}  # the latter are made by autosummary
-    staged = [path for path in sources.staged.rglob("*") if path.is_file() and not SKIPPED & set(path.parts)]
+    staged = [
+        path for path in sources.staged.rglob("*") if path.is_file() and not SKIPPED & set(path.relative_to(ROOT).parts)
+    ]
     gone = [path for path in staged if str(path.relative_to(sources.staged)) not in expected]
     for path in gone:
         path.unlink()
     record = ROOT / "lib" / "record"
     shown = [record / "claims.py", record / "show.py", *sorted((record / "templates").iterdir())]
-    shown.append(ROOT / "tools" / "pages.py")
     machinery = [sources.staged / name for name in files if is_machinery(name)] + shown
     pages = [sources.staged / name for name in files if not is_machinery(name)] + sorted((ROOT / "lib").rglob("*.py"))
     return {"machinery": digest(machinery), "pages": digest(pages)}, bool(gone)

@@ -6,6 +6,7 @@ A notebook says in its metadata, under `companion`, which others it needs; its f
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -94,10 +95,9 @@ class Block(NamedTuple):
 def blocks(name: str, profile: str) -> list[Block]:
     """Return the jobs of a notebook's replicates, read from its calls of `run.replicates`.
 
-    By what the record took, a job has replicates for a minute at least; all, where they are small.
+    By what the record took, a job has replicates for a minute or two; all, where they are small.
     """
-    tree, known = _tree(name), parameters(name, profile)
-    given = {**_declared(tree), **known}
+    tree, given = _tree(name), _given(name, profile)
     seeds = list(range(given.get("seed", 0), given.get("seed", 0) + given.get("seeds", 0)))
     places = _places(tree)
     found = []
@@ -110,7 +110,8 @@ def blocks(name: str, profile: str) -> list[Block]:
         own = ":".join(_place(keywords["own"], places)) if "own" in keywords else ""
         block = ast.literal_eval(keywords["block"]) if "block" in keywords else 0
         took = recorded(name, profile).get("replicates", {}).get(function)
-        size = len(seeds) if profile == "smoke" else max(block, math.ceil(60 / took) if took else 1, 1)
+        many = 2 ** math.ceil(math.log2(60 / took)) if took and took < 60 else 1  # a timing read anew changes no job
+        size = len(seeds) if profile == "smoke" else max(block, many)
         for i in range(0, len(seeds), size):
             found.append(Block(name, module, function, world, own, block, seeds[i : i + size]))
     return found
@@ -123,7 +124,8 @@ def to_compute(name: str, profile: str) -> list[Block]:
 
 
 @functools.cache
-def _names(name: str, profile: str) -> dict[str, Any]:
+def _given(name: str, profile: str) -> dict[str, Any]:
+    """Return the parameters of a notebook at a profile."""
     return {**_declared(_tree(name)), **parameters(name, profile)}
 
 
@@ -133,8 +135,11 @@ def _held(job: Block, profile: str) -> bool:
     if not all((folder / f"{seed}.npz").exists() for seed in job.seeds):
         return False
     code = digest_of(ROOT.joinpath(*job.module.split(".")).with_suffix(".py"), job.function)
-    now = _names(job.notebook, profile)
-    about = [replicates.read(folder / f"{seed}.npz")[1] for seed in job.seeds]
+    now = _given(job.notebook, profile)
+    try:
+        about = [replicates.read(folder / f"{seed}.npz")[1] for seed in job.seeds]
+    except Exception:  # damaged: the job says so and computes it again
+        return False
     return all(one["code"] == code and one["parameters"].items() <= now.items() for one in about)
 
 
@@ -166,8 +171,12 @@ def _tree(name: str) -> ast.Module:
 
 def _declared(tree: ast.Module) -> dict[str, Any]:
     """Return what the parameters cell declares."""
-    found = (node for node in tree.body if isinstance(node, ast.AnnAssign) and node.value)
-    return {_text(node.target): ast.literal_eval(node.value) for node in found}
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.AnnAssign) and node.value:
+            with contextlib.suppress(ValueError):  # not a parameter: those are literals
+                found[_text(node.target)] = ast.literal_eval(node.value)
+    return found
 
 
 def _places(tree: ast.Module) -> dict[str, str]:

@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import FileSystemLoader
 
-from lib.record.files import ROOT
+from lib.record import show
+from lib.record.files import ROOT, UserError
 from tools.notebooks import drop_progress_bars
 
 WIDGET = "application/vnd.jupyter.widget-{}+json"
 COLUMNS = 84  # of code that a page shows at 1280 pixels without cutting a line
-TEMPLATES = Environment(
-    loader=FileSystemLoader(ROOT / "book" / "_ext" / "templates"), autoescape=True, undefined=StrictUndefined
-)
+TEMPLATES = show.TEMPLATES.overlay(loader=FileSystemLoader(ROOT / "book" / "_ext" / "templates"))
 
 
 def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -32,6 +31,8 @@ def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
                 filled = TEMPLATES.get_template("result-figure.html").render(chosen=figures[name], up="../")
             elif not (view := output.get("data", {}).get(WIDGET.format("view"))):
                 continue
+            elif view["model_id"] not in models:
+                raise UserError("a slider has lost its frames, as JupyterLab saves it; run the notebook by `make book`")
             elif slider := _slider(models[view["model_id"]]["state"], models):
                 sliders.append(slider)
                 filled = TEMPLATES.get_template("slider.html").render(chosen=slider)
@@ -49,7 +50,7 @@ def _fitted(code: str) -> str:
 
 def _slider(box: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:
     """Return what `lib.record.figures.slider` showed, from the states of its widgets; None for other widgets."""
-    inside = [models[child.removeprefix("IPY_MODEL_")] for child in box["children"]]
+    inside = [models[child.removeprefix("IPY_MODEL_")] for child in box.get("children", [])]
     if [one["model_name"] for one in inside] != ["SelectionSliderModel", "StackModel"]:
         return None
     bar, stack = (one["state"] for one in inside)

@@ -1,7 +1,7 @@
 """Write every stored notebook with its smoke parameters injected to runs/nbval/notebooks, for nbval to run and compare.
 
-The cells that nbval compares print what does not depend on the size of the run, so the stored outputs (of the `cpu`
-profile) are the reference.
+The cells that nbval compares print what does not depend on the size of the run, so the stored outputs (of the
+record) are the reference.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from typing import Any
 
 import forest
 from docutils import nodes
-from docutils.parsers.rst import directives
 from jinja2 import ChoiceLoader, FileSystemLoader
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -64,7 +63,7 @@ def load(app: Sphinx) -> dict[str, Any]:
 
 
 def set_substitutions(app: Sphinx, config: Config) -> None:
-    """Give the pages `num`, `counts` and `profile`."""
+    """Give the pages `num`, `counts`, `measured` and `profile`."""
     data = load(app)
     num = {name: Named(one["numbers"], f"number in the results of {name}") for name, one in data["results"].items()}
     verdicts = [claim["verdict"] for claim in data["claims"].values()]
@@ -72,7 +71,6 @@ def set_substitutions(app: Sphinx, config: Config) -> None:
         **config.myst_substitutions,
         "num": Named(num, "notebook with results"),
         "counts": Named({word: verdicts.count(word) for word in claims.VERDICTS}, "verdict"),
-        "total": len(verdicts),
         "profile": f"`{data['profile']}`",
         "measured": len(verdicts) - verdicts.count("not tested"),
     }
@@ -86,7 +84,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
         f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
     }
     named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
-    named["slider"] = Named(data.get("sliders", {}), "slider")
+    named["slider"] = Named(data["sliders"], "slider")
     named["paper"] = Named(data.get("sources", {}), "paper")
     papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
     versions: dict[str, set[str]] = {}
@@ -113,15 +111,20 @@ class FromResults(SphinxDirective):
 
     optional_arguments = 1
     has_content = True
-    option_spec = {"width": directives.length_or_percentage_or_unitless}  # noqa: RUF012
 
     def run(self) -> list[nodes.Node]:
         """Insert the HTML, or an error that stops the build."""
         self.env.note_dependency(str(Path(self.env.app.srcdir) / DATA))
-        words = {"caption": " ".join(self.content), "width": self.options.get("width", "")}
         up = "../" * self.env.docname.count("/")
         try:
-            html = fill(self.name, load(self.env.app), "".join(self.arguments), link=self.link, up=up, **words)
+            html = fill(
+                self.name,
+                load(self.env.app),
+                "".join(self.arguments),
+                link=self.link,
+                up=up,
+                caption=" ".join(self.content),
+            )
         except MissingResult as missing:
             raise self.error(str(missing)) from None
         return [nodes.raw("", html, format="html")]

@@ -145,6 +145,7 @@ const Toys = (() => {
     const words = make("p", root, { class: "toy-words", "aria-live": "polite" });
     let total = 0, sum = 0, beyond = 0;
     make("line", bars, { class: "toy-mark", x1: 20 + 13 * 13.8, x2: 20 + 13 * 13.8, y1: 15, y2: 175 });
+    make("text", bars, { class: "toy-text", x: 24 + 13 * 13.8, y: 24 }).textContent = "paper: 13.8°";
     const again = (times) => {
       for (let k = 0; k < times; k += 1) {
         const drawn = [...Array(10)].map(() => [gaussian() - 1, gaussian() - 1]);

@@ -51,17 +51,17 @@ class Source(NamedTuple):
         return pretrained.shape(self.unet)
 
 
-def source(name: str | Path, device: torch.device | str = "cpu", parameter: str = "source") -> Source:
+def source(name: str | Path, device: torch.device | str = "cpu") -> Source:
     """Load a pixel-space DDPM, as `lib.ground.pretrained.load` does, or by its id on the hub.
 
-    An id is one such as google/ddpm-ema-church-256. Messages call the model `parameter`.
+    An id is one such as google/ddpm-ema-church-256.
     """
     device = usable(device)
     for kind in (".safetensors", ".bin"):  # the second only where there is no first
-        place = place_of(str(name), parameter, ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
+        place = place_of(str(name), "source", ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
         if _has_weights(place):
             break
-    found, scheduler, schedule, notes = pretrained.load(place, parameter)
+    found, scheduler, schedule, notes = pretrained.load(place, "source")
     unet: Any = found
     unet.to(device)
     adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None

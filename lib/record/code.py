@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from inspect import getsourcefile
@@ -64,4 +65,6 @@ def _meaning(path: Path) -> bytes:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:]
-    return ast.dump(tree).encode()
+    # As Python 3.11 writes it: 3.13 leaves out empty fields, and from 3.12 on there are parameters of types.
+    options: dict[str, Any] = {"show_empty": True} if sys.version_info >= (3, 13) else {}
+    return ast.dump(tree, **options).replace(", type_params=[]", "").encode()

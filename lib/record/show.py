@@ -1,6 +1,7 @@
 """Numbers and tables as a reader sees them, in notebooks, in the book and in the README alike."""
 
 import re
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ SIGNS = {"->": "→", "<=": "≤", ">=": "≥", " - ": " − "}
 
 def number(value: float | None, digits: int = 3) -> str:
     """Write a number with `digits` significant digits, without exponents for everyday sizes."""
-    if value is None:
+    if value is None or not isfinite(value):
         return "not defined"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    if abs(value) >= 10**digits and abs(value) < 1e6:
+    if float(f"{abs(value):.{digits}g}") >= 10**digits and abs(value) < 1e6:
         return f"{value:.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
 

@@ -75,7 +75,7 @@ seed: NonNegativeInt = 0  # first seed
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 images: str = ""  # folder of your images; empty: ten handwritten digits
-model: str = ""  # folder of a diffusers DDPM to start from; empty: the one of 50_source
+source: str = ""  # folder of a diffusers DDPM to start from; empty: the one of 50_source
 steps: PositiveInt = 120  # fine-tuning steps
 batch: PositiveInt = 16  # images a step
 learning_rate: PositiveFloat = 1e-4  # of AdamW
@@ -107,12 +107,12 @@ p = run.parameters
 # %% [markdown]
 # ## Method
 # Now your own images. The methods are plain functions on tensors, and a model is any callable `eps = model(x_t, t)`.
-# Without the parameters `images` and `model` the example takes ten handwritten digits, written to a folder as files
+# Without the parameters `images` and `source` the example takes ten handwritten digits, written to a folder as files
 # first, and the model of `50_source`, which knows printed digits only (trained on first use, a few minutes, once).
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 mine, result = p.images or run.folder / "own_images", run.artefacts / "own"
-gate.apart(result, images=p.images, model=p.model)
+gate.apart(result, images=p.images, source=p.source)
 refuse_foreign(result)
 if not p.images:
     digits = data.limited(data.handwritten(), n=10, seed=p.seed)
@@ -123,10 +123,10 @@ if not p.images:
 
 # %%
 start = run.artefacts / "source"
-if not (p.model or start.exists()):
+if not (p.source or start.exists()):
     sources.source_model(start, device=run.device)
-source = hub.source(p.model or start, run.device, "model")
-unet, schedule, (channels, *size) = source.unet, source.schedule, source.shape
+opened = hub.source(p.source or start, run.device)
+unet, schedule, (channels, *size) = opened.unet, opened.schedule, opened.shape
 own = folder.images(mine, tuple(size), channels=channels).to(run.device)
 student = copy.deepcopy(unet).train().requires_grad_(True)
 optimizer = torch.optim.AdamW(student.parameters(), lr=p.learning_rate)
@@ -182,7 +182,9 @@ figures.show(
 # %% [markdown]
 # ## Limits
 # A few steps on ten small pictures show that the path works, no more. Numbers with intervals, seeds and controls are in
-# the notebooks that follow; how long each takes at which profile is on the book's cost page.
+# the notebooks that follow; how long each takes at which profile is on the
+# book's page *Costs*. A real job, with checkpoints, measures and the other methods, is `67_own_images`; the page *Your
+# own images* has its command.
 
 # %%
 run.finish()

@@ -123,6 +123,8 @@ def test_numbers_read_well():
     assert show.number(393.0) == "393"
     assert show.number(1.1) == "1.10"
     assert show.number(1234.5) == "1234"
+    assert show.number(999.7) == "1000"
+    assert show.number(float("nan")) == "not defined"
     assert show.number(None) == "not defined"
 
 
