@@ -118,10 +118,8 @@ def stage(sources: Sources) -> tuple[dict[str, str], bool]:
     for name, content in files.items():
         write_if_changed(sources.staged / name, content)
     expected = {*files, *(f"api/{module}.rst" for module in modules())}  # the latter are made by autosummary
-    staged = [
-        path for path in sources.staged.rglob("*") if path.is_file() and not SKIPPED & set(path.relative_to(ROOT).parts)
-    ]
-    gone = [path for path in staged if str(path.relative_to(sources.staged)) not in expected]
+    staged = [path.relative_to(sources.staged) for path in sources.staged.rglob("*") if path.is_file()]
+    gone = [sources.staged / path for path in staged if not SKIPPED & set(path.parts) and str(path) not in expected]
     for path in gone:
         path.unlink()
     record = ROOT / "lib" / "record"

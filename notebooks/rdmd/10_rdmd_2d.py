@@ -218,9 +218,7 @@ chosen = [frames[zero], frames[fifth], *frames[-2:]]
 shares = ", ".join(f"{learned['crossings'][:, i].mean():.2%}" for i in (zero, fifth, -1))
 alt = f"Segments from inputs (blue, centre) to outputs (orange) for lambda 0, 0.2, {lambdas[-1]:g} and exact optimal "
 own = ", ".join(crossing[i][1] for i in (zero, fifth, -2, -1))
-alt += (
-    f"transport, first seed. Crossing pairs among all its points: {own}. Mean over the seeds, for the three lambdas: "
-)
+alt += f"transport, first seed. Crossing pairs among all its points: {own}. Mean over seeds, for the three lambdas: "
 alt += f"{shares}; exact: {best['crossings']:.2%}."
 some = [(label, outputs[:150]) for label, outputs in chosen]
 figures.show(run, "maps", lambda: drawn.maps(x[:150], some, limit, (7, 2.4)), alt, "png")
