@@ -12,8 +12,8 @@ MARGIN = 0.15  # of what is drawn, left free on both sides
 def strip(check: dict[str, Any]) -> dict[str, Any]:
     """Return the marks of a judged check: `ground` where its rule holds, `ticks`, `interval`, `mean`, `dots`, `axis`.
 
-    `ground` is (left, width), `matters` the part of it beyond the delta of a gain, `interval` (left, right) or None without one, `axis` the values at its ends and whether
-    it is a scale of logs, as it is for ratios.
+    `ground` is (left, width), `matters` the part of it beyond the delta of a gain, `interval` (left, right) or None
+    without one, `axis` the values at its ends and whether it is a scale of logs, as it is for ratios.
     """
     scale = math.log if check.get("interval") == "log" else float
     low, high = claims.edges(check)
