@@ -15,7 +15,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// Display equations are set smaller where the column is narrower than they are.
+// Display equations are set smaller where the column is narrower than they are; what scrolls sideways does so by keyboard, too.
 {
   const fit = () => {
     for (const box of document.querySelectorAll("div.math")) {
@@ -23,6 +23,9 @@ document.addEventListener("DOMContentLoaded", () => {
       if (!equation || !box.clientWidth) continue;
       equation.style.fontSize = "";
       if (box.scrollWidth > box.clientWidth) equation.style.fontSize = `${(98 * box.clientWidth) / box.scrollWidth}%`;
+    }
+    for (const box of document.querySelectorAll(".results-table, .claim-table, .table-box")) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     }
   };
   window.addEventListener("load", () => document.fonts.ready.then(fit));
