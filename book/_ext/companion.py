@@ -84,7 +84,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
         f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
     }
     named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
-    named["slider"] = Named(data["sliders"], "slider")
+    named["slider"] = Named(data.get("sliders", {}), "slider")
     named["paper"] = Named(data.get("sources", {}), "paper")
     papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
     versions: dict[str, set[str]] = {}

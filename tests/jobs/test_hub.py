@@ -206,7 +206,7 @@ def test_other_kinds_of_models_are_refused(tiny, tmp_path, file, change, message
     place = flat(tiny, tmp_path / "other")
     config = json.loads((place / file).read_text()) | change
     (place / file).write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-    with pytest.raises(UserError, match=f"source: .*{message}|{message}.*base: "):
+    with pytest.raises(UserError, match=f"source: .*{message}|{message}.*source: "):
         hub.source(place)
 
 
