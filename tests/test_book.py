@@ -373,8 +373,9 @@ CUT = """() => [...document.querySelectorAll('.cell_input pre')]
 FIGURES = """theme => [...document.querySelectorAll('img.only-light, img.only-dark')].filter(
   e => (getComputedStyle(e).display !== 'none') !== e.classList.contains(`only-${theme}`)).map(e => e.alt)"""
 
-# Colours fade from one theme to the other.
-STILL = "() => document.getAnimations().every(a => !(a instanceof CSSTransition) || a.playState === 'finished')"
+# Colours fade from one theme to the other, and folds as they open.
+STILL = """() => document.getAnimations().every(
+  a => a.playState === 'finished' || a.effect.getComputedTiming().iterations === Infinity)"""
 
 # What a page loads while it is read to its end, folds left closed, in bytes.
 LOADED = """async () => {

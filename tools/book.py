@@ -243,7 +243,7 @@ def costs(sources: Sources) -> dict[str, dict[str, Any]]:
     table: dict[str, dict[str, Any]] = {}
     for profile in PROFILES:
         folders = [ROOT / "results" / profile, *([] if sources.committed else [ROOT / "runs" / profile / "results"])]
-        files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.json"))}
+        files = {path.stem: path for folder in folders for path in sorted(folder.glob("[0-9]*.json"))}
         for name, path in sorted(files.items()):
             result = read_results(path)
             table.setdefault(profile, {})[name] = {**result["provenance"], "figures": len(result["figures"])}

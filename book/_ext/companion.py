@@ -145,11 +145,11 @@ def _escape(text: str) -> str:
     return re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", stars)
 
 
-UNUSED = ("thebe", "design-tabs", "togglebutton")
+UNUSED = ("thebe", "design-tabs", "togglebutton", "sphinx_highlight")
 
 
 def drop_unused(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out scripts and styles that no page uses; those of thebe would load live kernels from another host."""
+    """Leave out what pages can do without; scripts of thebe would load live kernels from another host."""
     for kind in ("script_files", "css_files"):
         said = ((one, f"{one} {getattr(one, 'attributes', '')}".lower()) for one in context[kind])
         context[kind] = [one for one, words in said if not any(name in words for name in UNUSED)]
