@@ -145,14 +145,19 @@ def _escape(text: str) -> str:
     return re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", stars)
 
 
-UNUSED = ("thebe", "design-tabs", "togglebutton", "sphinx_highlight")
+# Scripts and styles, and what a page has that needs them; scripts of thebe would load live kernels from another host.
+NEEDED = {"thebe": None, "design-tabs": None, "togglebutton": None, "sphinx_highlight": None}
+NEEDED |= {"toys": "data-toy=", "sphinx-design": 'class="sd-', "copybutton": 'class="highlight', "katex": 'class="math'}
+NEEDED |= {"clipboard": NEEDED["copybutton"], "auto-render": NEEDED["katex"]}
 
 
 def drop_unused(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """Leave out what pages can do without; scripts of thebe would load live kernels from another host."""
+    """Leave out what a page does not need."""
+    body = context.get("body", "")
+    unused = [name for name, mark in NEEDED.items() if mark is None or mark not in body]
     for kind in ("script_files", "css_files"):
         said = ((one, f"{one} {getattr(one, 'attributes', '')}".lower()) for one in context[kind])
-        context[kind] = [one for one, words in said if not any(name in words for name in UNUSED)]
+        context[kind] = [one for one, words in said if not any(name in words for name in unused)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
