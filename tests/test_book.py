@@ -366,7 +366,7 @@ WIDE = """() => {
 }"""
 
 # Code in sight of which a line ends beyond its box.
-CUT = """() => [...document.querySelectorAll('.cell_input pre')]
+CUT = """() => [...document.querySelectorAll('.highlight pre')]
   .filter(e => e.checkVisibility({contentVisibilityAuto: true}) && e.scrollWidth > e.clientWidth)
   .map(e => e.textContent.split('\\n').reduce((a, b) => a.length > b.length ? a : b))"""
 

@@ -22,7 +22,8 @@ document.addEventListener("DOMContentLoaded", () => {
       const equation = box.querySelector(".katex-display");
       if (!equation || !box.clientWidth) continue;
       equation.style.fontSize = "";
-      if (box.scrollWidth > box.clientWidth) equation.style.fontSize = `${(98 * box.clientWidth) / box.scrollWidth}%`;
+      const share = equation.clientWidth / equation.querySelector(".katex-html").scrollWidth;
+      if (share < 1) equation.style.fontSize = `${98 * share}%`;
     }
     for (const box of document.querySelectorAll(".results-table, .claim-table, .table-box")) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
