@@ -340,8 +340,11 @@ FORMULAS = """() => {
 
 # Display equations are made smaller where the column is narrower; on a desk that must hardly happen.
 EQUATIONS = """least => [...document.querySelectorAll('div.math')].flatMap(e => {
-  const size = parseFloat(e.querySelector('.katex-display')?.style.fontSize || 100) / 100;
-  return size < least || e.scrollWidth > e.clientWidth + 1 ? [`${size}: ${e.scrollWidth} in ${e.clientWidth} px`] : [];
+  const style = getComputedStyle(e), [left, right] = [style.paddingLeft, style.paddingRight].map(parseFloat);
+  const room = e.clientWidth - left - right;
+  const equation = e.querySelector('.katex-display'), size = parseFloat(equation?.style.fontSize || 100) / 100;
+  const width = equation?.querySelector('.katex-html').scrollWidth;
+  return size < least || width > room + 1 ? [`size ${size}, ${width} in ${room} px`] : [];
 })"""
 
 RAW_TEX = """() => {

@@ -22,7 +22,9 @@ document.addEventListener("DOMContentLoaded", () => {
       const equation = box.querySelector(".katex-display");
       if (!equation || !box.clientWidth) continue;
       equation.style.fontSize = "";
-      const share = equation.clientWidth / equation.querySelector(".katex-html").scrollWidth;
+      const { paddingLeft, paddingRight } = getComputedStyle(box);
+      const room = box.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+      const share = room / equation.querySelector(".katex-html").scrollWidth;
       if (share < 1) equation.style.fontSize = `${98 * share}%`;
     }
     for (const box of document.querySelectorAll(".results-table, .claim-table, .table-box")) {
