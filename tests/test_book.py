@@ -404,7 +404,8 @@ def seen(visit, pages) -> dict[str, dict[str, list]]:
         page = visit.page
         cut, loaded = page.evaluate(CUT), page.evaluate(LOADED)
         page.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
-        found = {"formulas": page.evaluate(FORMULAS), "tex": page.evaluate(RAW_TEX), "cut": cut}
+        found = {"formulas": page.evaluate(FORMULAS), "tex": page.evaluate(RAW_TEX)}
+        found["cut"] = [] if name.startswith("_modules/") else cut  # listings of whole files
         found["equations"] = page.evaluate(EQUATIONS, 0.85)
         found["heavy"] = [(len(loaded), sum(loaded))] if len(loaded) > 40 or sum(loaded) > 3_000_000 else []
         for theme in ("light", "dark") if name not in alike[3:] else ():
