@@ -417,7 +417,7 @@ def seen(visit, pages) -> dict[str, dict[str, list]]:
             found[theme] = figures
         page.set_viewport_size(PHONE)
         found["wide"] = page.evaluate(WIDE)
-        found["equations"] += page.evaluate(EQUATIONS, 0.42)
+        found["equations"] += page.evaluate(EQUATIONS, 0.45)
         found["errors"] = list(visit.errors)
         for kind, wrong in found.items():
             if wrong:

@@ -13,6 +13,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jupytext
@@ -135,12 +136,12 @@ def _held(job: Block, profile: str) -> bool:
     if not all((folder / f"{seed}.npz").exists() for seed in job.seeds):
         return False
     code = digest_of(ROOT.joinpath(*job.module.split(".")).with_suffix(".py"), job.function)
-    now = _given(job.notebook, profile)
+    now = SimpleNamespace(**_given(job.notebook, profile))
     try:
         about = [replicates.read(folder / f"{seed}.npz")[1] for seed in job.seeds]
     except Exception:  # damaged: the job says so and computes it again
         return False
-    return all(one["code"] == code and one["parameters"].items() <= now.items() for one in about)
+    return not any(replicates.changes(one, code, now) for one in about)
 
 
 def done(job: Block, run: str) -> str:

@@ -124,6 +124,13 @@ def read(path: Path) -> tuple[Measured, dict[str, Any]]:
     return arrays, json.loads(str(arrays.pop(ABOUT)))
 
 
+def changes(about: Mapping[str, Any], code: str, parameters: Any) -> list[str]:
+    """Return what keeps a replicate from holding for a run: parameters that were read for it, else its code."""
+    now = _plain(parameters, about["parameters"])
+    changed = [name for name, value in about["parameters"].items() if now[name] != value]
+    return changed or ["its code"] * (about["code"] != code)
+
+
 def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> tuple[Measured, float] | None:
     """Return a replicate from the disk, and its seconds, if one holds; say so if it is damaged or no longer does."""
     for path in (folder / f"{seed}.npz" for folder in folders):
@@ -134,9 +141,7 @@ def _kept(seed: int, folders: Sequence[Path], code: str, parameters: Any) -> tup
         except Exception as error:
             print(f"{path}: damaged ({type(error).__name__}), computed again")
             continue
-        now = _plain(parameters, about["parameters"])
-        changed = [name for name, value in about["parameters"].items() if now[name] != value]
-        if about["code"] == code and not changed:
+        if not (changed := changes(about, code, parameters)):
             return row, about["seconds"]
-        print(f"{path.name} of {path.parent.name}: {', '.join(changed) or 'its code'} has changed, computed again")
+        print(f"{path.name} of {path.parent.name}: {', '.join(changed)} has changed, computed again")
     return None
