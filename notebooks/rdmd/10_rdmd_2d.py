@@ -220,8 +220,7 @@ alt = f"Segments from inputs (blue, centre) to outputs (orange) for lambda 0, 0.
 own = ", ".join(crossing[i][1] for i in (zero, fifth, -2, -1))
 alt += f"transport, first seed. Crossing pairs among all its points: {own}. Mean over seeds, for the three lambdas: "
 alt += f"{shares}; exact: {best['crossings']:.2%}."
-some = [(label, outputs[:150]) for label, outputs in chosen]
-figures.show(run, "maps", lambda: drawn.maps(x[:150], some, limit, (7, 2.4)), alt, "png")
+figures.show(run, "maps", lambda: drawn.maps(x, chosen, limit, (7, 2.4)), alt, "png")
 
 # %% [markdown]
 # The four measures against $\lambda$: points are seeds, lines are means. The dotted line is what exact optimal
