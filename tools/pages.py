@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,9 @@ def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     drop_progress_bars(notebook)  # one that was run in JupyterLab has them
     models = notebook["metadata"].pop("widgets", {}).get(WIDGET.format("state"), {}).get("state", {})
     names, sliders = [name for name, figure in figures.items() if not figure["files"]], []
+    notebook["cells"] = _fitted(notebook)["cells"]
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell["source"] = _fitted("".join(cell["source"]).replace("# NBVAL_CHECK_OUTPUT\n", ""))
+        cell["source"] = [line for line in cell["source"] if line != "# NBVAL_CHECK_OUTPUT\n"]
         for output in cell.get("outputs", []):
             if name := output.get("metadata", {}).get("figure"):
                 filled = TEMPLATES.get_template("result-figure.html").render(chosen=figures[name], up="../")
@@ -42,10 +43,12 @@ def page(notebook: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, sliders, strict=True))
 
 
-def _fitted(code: str) -> str:
-    """Break the lines of code so that they fit into the column."""
-    ruff = [Path(sys.executable).with_name("ruff"), "format", f"--line-length={COLUMNS}", "--no-cache", "-"]
-    return subprocess.run(ruff, input=code, capture_output=True, text=True, check=True).stdout.strip()
+def _fitted(notebook: dict[str, Any]) -> dict[str, Any]:
+    """Return a notebook with its lines of code broken so that they fit into the column."""
+    ruff = [Path(sys.executable).with_name("ruff"), "format", f"--line-length={COLUMNS}", "--no-cache"]
+    command = [*ruff, "--stdin-filename=page.ipynb", "-"]
+    text = json.dumps(notebook)
+    return json.loads(subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout)
 
 
 def _slider(box: dict[str, Any], models: dict[str, Any]) -> dict[str, Any] | None:

@@ -146,9 +146,13 @@ def _escape(text: str) -> str:
 
 
 # Scripts and styles, and what a page has that needs them; scripts of thebe would load live kernels from another host.
-NEEDED = {"thebe": None, "design-tabs": None, "togglebutton": None, "sphinx_highlight": None}
-NEEDED |= {"toys": "data-toy=", "sphinx-design": 'class="sd-', "copybutton": 'class="highlight', "katex": 'class="math'}
-NEEDED |= {"clipboard": NEEDED["copybutton"], "auto-render": NEEDED["katex"]}
+NEEDED = {
+    **dict.fromkeys(("thebe", "design-tabs", "togglebutton", "sphinx_highlight")),
+    **dict.fromkeys(("copybutton", "clipboard"), 'class="highlight'),
+    **dict.fromkeys(("katex", "auto-render"), 'class="math'),
+    "sphinx-design": 'class="sd-',
+    "toys": "data-toy=",
+}
 
 
 def drop_unused(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
