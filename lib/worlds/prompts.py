@@ -95,7 +95,7 @@ def shared(p: Any, seed: int) -> World:
     `prompt_steps` and `judge_steps`. `source` is the folder of another model, then of all replicates.
     """
     folder = Path(p.source or p.artefacts / "prompts" / str(seed))
-    there = p.source or folder.exists()
+    there = sources.found(p, folder, "41_dds_digits")
     unet, schedule = load(folder, p.device) if there else class_model(folder, p.device, steps=p.prompt_steps, seed=seed)
     judge = p.artefacts / "judges" / str(seed)
     return unet, schedule, sources.judge_for(unet, judge, p.judge_steps, p.device, seed)

@@ -92,9 +92,20 @@ def shared(p: Any) -> World:
     `source_steps` and `judge_steps`. `source` is the folder of another source model in diffusers' layout.
     """
     folder = Path(p.source or p.artefacts / "source")
-    there = p.source or folder.exists()
+    there = found(p, folder, "50_source")
     unet, schedule = load(folder, p.device) if there else source_model(folder, p.device, steps=p.source_steps)
     return unet, schedule, judge_for(unet, p.artefacts / "classifier", p.judge_steps, p.device)
+
+
+def found(p: Any, folder: Path, notebook: str) -> bool:
+    """Return whether a notebook with parameters `p` finds its model in `folder`, else has to train it there.
+
+    Only the parameters of `notebook` know the size of the model at the profiles for a GPU: there it must come first.
+    """
+    there = bool(p.source) or folder.exists()
+    if not there and p.profile in ("gpu", "paper"):
+        raise UserError(f"source: no model in {folder}; at profile {p.profile} run {notebook} first, or name another")
+    return there
 
 
 def judge_for(unet: UNet2DModel, folder: Path, steps: int, device: Device, seed: int = 0) -> Classifier:

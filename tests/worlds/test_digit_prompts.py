@@ -165,9 +165,9 @@ def test_bad_folders_are_refused_in_one_line(tmp_path):
         digit_prompts.load(tmp_path / "prompts")
 
 
-def asked(artefacts, source="", steps=1):
+def asked(artefacts, source="", steps=1, profile="cpu"):
     """Parameters of a notebook with prompts."""
-    given = {"source": source, "prompt_steps": steps, "judge_steps": steps}
+    given = {"source": source, "prompt_steps": steps, "judge_steps": steps, "profile": profile}
     return SimpleNamespace(artefacts=artefacts, device="cpu", **given)
 
 
@@ -179,6 +179,13 @@ def test_shared_trains_what_is_missing_and_then_loads_it(tmp_path, monkeypatch):
     again, _, judge_again = digit_prompts.shared(asked(tmp_path, steps=7), 3)  # what is there is not replaced
     assert torch.equal(unet.class_embedding.weight, again.class_embedding.weight)
     assert torch.equal(judge.digit.weight, judge_again.digit.weight)
+
+
+@pytest.mark.parametrize("profile", ["gpu", "paper"])
+def test_shared_trains_no_model_whose_size_it_does_not_know(tmp_path, profile):
+    with pytest.raises(UserError, match=rf"no model in .*3; at profile {profile} run 41_dds_digits first"):
+        digit_prompts.shared(asked(tmp_path, profile=profile), 3)
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_seed_has_a_model_and_a_judge_of_its_own(tmp_path):
