@@ -11,7 +11,7 @@ MOMENTS ?= 12
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
   --nbval-cell-timeout 120 -p no:cacheprovider
 
-.PHONY: help setup book record test kills lab preview pdf refresh compare claims bench lint unit nbval book-check lock
+.PHONY: help setup book record test kills lab preview pdf sources refresh compare claims bench lint unit nbval book-check lock
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ pdf: preview  ## the same as one PDF; needs Chromium
 lab: .venv/.ready  ## JupyterLab; each notebook is listed once, and its .py file follows it
 	@$(BIN)/jupyter lab --notebook-dir=notebooks --ContentsManager.hide_globs='["__pycache__", "*.py", "*.yaml"]'
 
+sources: .venv/.ready  ## train the source models of models/ again, side by side; hours, resumes
+	@printf '%s\n' noto twemoji judge | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(BIN)/python -m tools.sources
+
 refresh compare claims: PROFILE = record
 
 refresh: .venv/.ready  ## take a finished run's notebooks, figures and results into the tree
@@ -83,7 +86,7 @@ nbval: .venv/.ready
 
 book-check: .venv/.ready
 	@$(BIN)/python -m tools.book --committed
-	@BOOK_HTML=runs/preview/book/_build/html $(BIN)/python -m pytest -q tests/test_book.py
+	@BOOK_HTML=runs/preview/book/_build/html $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/test_book.py
 
 lock: .venv/.ready  ## resolve pyproject.toml into requirements.lock again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header \
