@@ -22,7 +22,7 @@ from lib.ground import diffusion, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.nets import eps_model, seeded, small_unet
 from lib.ground.train import train
-from lib.record.files import DRAFT, UserError, alone, replacing, write_atomic
+from lib.record.files import DRAFT, ROOT, UserError, alone, replacing, write_atomic
 from lib.worlds import digits as data
 from lib.worlds.judge import Classifier, load_classifier, save_classifier, train_classifier
 
@@ -31,6 +31,7 @@ Model = tuple[UNet2DModel, Schedule]
 World = tuple[UNet2DModel, Schedule, Classifier]
 Draw = Callable[[int, torch.Generator], list[Tensor]]
 Prepare = Callable[[], tuple[Any, Draw]]
+MODELS = ROOT / "models"  # what tools.sources trained
 SETTINGS, SECONDS = "training.json", "seconds.json"  # what an artefact was trained with, and how long
 WARMUP, CLIP = 100, 1.0  # steps of rising learning rate; largest norm of a gradient
 
@@ -122,11 +123,12 @@ def judge_for(unet: UNet2DModel, folder: Path, steps: int, device: Device, seed:
 
 
 def load(folder: Path | str, device: Device = "cpu", what: str = "source model", notebook: str = "50_source") -> Model:
-    """Load a model and its noise schedule from a folder of diffusers' pipeline layout.
+    """Load a model and its noise schedule from a folder of diffusers' pipeline layout, or by its name in models/.
 
     `what` it is and the `notebook` that makes it are named in errors.
     """
-    folder, remedy = Path(folder), f"delete the folder and run {notebook} again"
+    folder = MODELS / folder if (MODELS / folder / "unet").is_dir() else Path(folder)
+    remedy = f"delete the folder and run {notebook} again"
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{what} {folder}: {name} is missing; run {notebook} first, or name another folder")
