@@ -32,7 +32,7 @@ from lib.papers.dds.gaussian import GaussianWorld
 from lib.papers.rdmd import method as rdmd
 from lib.papers.sdft import method as sdft
 from lib.record.files import ROOT
-from tools.book import FOLDERS, contents
+from tools.book import FOLDERS, contents, recorded
 from tools.notebooks import paths
 from tools.pdf import find_chromium
 
@@ -130,6 +130,15 @@ def test_a_strip_of_few_replicates_has_their_dots_and_one_of_a_computation_no_in
     assert unbounded["interval"] == [0, 100]
     undefined = strip(mean=None, low=None, high=None, values=None)
     assert undefined["mean"] is None
+
+
+def test_a_run_of_the_first_replicates_shows_the_verdicts_of_the_record():
+    ours = {"notebook": "10_rdmd_2d", "verdict": "undecided", "record": {"agrees": "compatible"}}
+    shown = recorded("R2", ours)
+    record = json.loads((ROOT / "results" / "record" / "10_rdmd_2d.json").read_text(encoding="utf-8"))["claims"]["R2"]
+    assert (shown["verdict"], shown["checks"], shown["agrees"]) == (record["verdict"], record["checks"], "compatible")
+    other = {"notebook": "10_rdmd_2d", "verdict": "undecided"}  # of a profile with sizes of its own
+    assert recorded("R2", other) == other
 
 
 def test_every_claim_has_a_title_for_its_row():

@@ -213,14 +213,16 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
         kept[name] = {"numbers": numbers, "figures": result["figures"], "provenance": result["provenance"]}
         judged |= {key: claim | {"notebook": name} for key, claim in result["claims"].items()}
     entries = claims.load(ROOT / "claims.yaml")
+    cards = {
+        key: {"notebook": ""} | judged.get(key, claims.not_tested(entry, entry.get("reason", "not run")))
+        for key, entry in entries.items()
+    }
     data = {
         "profile": sources.profile,
         "papers": {name: page for page, name in paper_pages().items() if (ROOT / "book" / f"{page}.md").exists()},
         "sources": pages_data("papers.yaml"),
-        "claims": {
-            key: {"notebook": ""} | judged.get(key, claims.not_tested(entry, entry.get("reason", "not run")))
-            for key, entry in entries.items()
-        },
+        "cards": cards,
+        "claims": {key: recorded(key, card) for key, card in cards.items()},
         "titles": pages_data("titles.yaml"),
         "results": kept,
         "sliders": sliders,
@@ -228,6 +230,14 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
         "bench": {path.stem: read_results(path) for path in sorted((ROOT / "results" / "bench").glob("*.json"))},
     }
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
+
+
+def recorded(key: str, card: dict[str, Any]) -> dict[str, Any]:
+    """Return the record's verdict on a claim in the place of that of a run with its first replicates."""
+    if "record" not in card:
+        return card
+    record = read_results(ROOT / "results" / RECORD / f"{card['notebook']}.json")["claims"][key]
+    return record | {"notebook": card["notebook"], "agrees": card["record"]["agrees"]}
 
 
 def pages_data(name: str) -> dict[str, Any]:

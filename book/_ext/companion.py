@@ -63,15 +63,18 @@ def load(app: Sphinx) -> dict[str, Any]:
 
 
 def set_substitutions(app: Sphinx, config: Config) -> None:
-    """Give the pages `num`, `counts`, `measured` and `profile`."""
+    """Give the pages `num`, `counts`, `measured` and `judged_by`."""
     data = load(app)
     num = {name: Named(one["numbers"], f"number in the results of {name}") for name, one in data["results"].items()}
     verdicts = [claim["verdict"] for claim in data["claims"].values()]
+    agrees = [claim["agrees"] for claim in data["claims"].values() if "agrees" in claim]
+    alike = f"{len(agrees) - agrees.count('differs')} of {len(agrees)}"
+    first = f"the record; this book's own run, of its first replicates, agrees in {alike} claims"
     config.myst_substitutions = {
         **config.myst_substitutions,
         "num": Named(num, "notebook with results"),
         "counts": Named({word: verdicts.count(word) for word in claims.VERDICTS}, "verdict"),
-        "profile": f"`{data['profile']}`",
+        "judged_by": first if agrees else {"record": "the record"}.get(data["profile"], f"profile `{data['profile']}`"),
         "measured": len(verdicts) - verdicts.count("not tested"),
     }
     # The builder adds every script below _static to every page; that in scripts/ stands in the place of the theme's.
@@ -83,7 +86,7 @@ def fill(template: str, data: dict[str, Any], argument: str = "", **more: Any) -
     figures = {
         f"{nb}/{key}": f for nb, one in data["results"].items() for key, f in one["figures"].items() if f["files"]
     }
-    named = {"claim": Named(data["claims"], "claim"), "result-figure": Named(figures, "figure")}
+    named = {"claim": Named(data["cards"], "claim"), "result-figure": Named(figures, "figure")}
     named["slider"] = Named(data.get("sliders", {}), "slider")
     named["paper"] = Named(data.get("sources", {}), "paper")
     papers = dict.fromkeys(claim["entry"]["paper"] for claim in data["claims"].values())
