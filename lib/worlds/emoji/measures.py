@@ -1,0 +1,65 @@
+"""What is measured on emoji, in the features of a judge that nobody here trained (`lib.measures.neutral`)."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lib.measures import distances, neutral
+from lib.record.files import write_atomic
+from lib.worlds import emoji
+
+AXES = 64  # principal components in which Frechet and kernel distances are taken: there are a few hundred pictures
+
+
+class Space(NamedTuple):
+    """Neutral features of all drawings, house -> (2425, 1280), their mean and the first principal axes (1280, 64)."""
+
+    features: dict[str, Tensor]
+    mean: Tensor
+    axes: Tensor
+
+    def frechet(self, features: Tensor, reference: Tensor) -> float:
+        """Return the Frechet distance of two sets of features (n, 1280) along the axes."""
+        return distances.frechet_distance(self._along(features), self._along(reference))
+
+    def kernel(self, features: Tensor, reference: Tensor) -> float:
+        """Return the kernel distance likewise."""
+        return distances.kernel_distance(self._along(features), self._along(reference))
+
+    def _along(self, features: Tensor) -> Tensor:
+        return (features - self.mean) @ self.axes
+
+
+@lru_cache(1)
+def space(folder: Path) -> Space:
+    """Return the features of all drawings, computed once (a minute) and kept in a folder."""
+    path = folder / "emoji-features.safetensors"
+    if not path.is_file():
+        found = {house: neutral.features(emoji.drawings(house).images) for house in emoji.HOUSES}
+        write_atomic(path, save(found))
+    features = load_file(path)
+    plain = emoji.drawings(emoji.HOUSES[0]).tones == 0
+    both = torch.cat([features[house][plain] for house in emoji.HOUSES])
+    mean = both.mean(0)
+    return Space(features, mean, torch.linalg.svd(both - mean, full_matrices=False).Vh[:AXES].T)
+
+
+def ranks(features: Tensor, candidates: Tensor, partners: Tensor) -> Tensor:
+    """Return how many candidates are more alike to each picture than its partner, (n,): 0 if it is found first.
+
+    By the cosine of features (n, d) and (m, d), each set about its own mean, so that a style that all share is no
+    likeness; `partners` (n,) are numbers of candidates.
+    """
+    a, b = (F.normalize(part - part.mean(0), dim=1) for part in (features, candidates))
+    alike = a @ b.T
+    return (alike > alike.gather(1, partners[:, None])).sum(1)
+
+
+def found(features: Tensor, candidates: Tensor, partners: Tensor, first: int = 1) -> float:
+    """Return the share of pictures whose partner is among the `first` most alike candidates; chance is first / m."""
+    return (ranks(features, candidates, partners) < first).float().mean().item()
