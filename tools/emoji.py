@@ -1,4 +1,4 @@
-"""Make the sheets of emoji that lib/worlds/emoji holds from the packages that their drawings come in.
+"""Make the sheets of emoji that lib/worlds/emoji_data holds from the packages that their drawings come in.
 
 Get both with `npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0`, then
 `python -m tools.emoji FOLDER` rewrites the two sheets and the table, byte for byte the same; `--check` only compares.
@@ -88,7 +88,7 @@ def _member(package: tarfile.TarFile, name: str) -> Any:
 
 
 def build(folder: Path, size: int = emoji.SIZE) -> dict[str, bytes]:
-    """Return the files of `lib/worlds/emoji` by name, from the two packages in a folder."""
+    """Return the files of `lib/worlds/emoji_data` by name, from the two packages in a folder."""
     files: dict[str, bytes] = {}
     for house, (word, digest) in PACKAGES.items():
         path = folder / f"emoji-datasource-{word}-16.0.0.tgz"

@@ -16,8 +16,7 @@ from safetensors.torch import save
 from lib.record import show
 from lib.record.files import ROOT, replacing, write_atomic
 from lib.record.run import commit
-from lib.worlds import emoji, sources
-from lib.worlds.emoji import judge
+from lib.worlds import emoji, emoji_judge as judge, sources
 
 TRAINED = ROOT / "runs" / "sources"
 CARD = ROOT / "tools" / "templates" / "model-card.md"

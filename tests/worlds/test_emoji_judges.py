@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib.measures import neutral
-from lib.worlds import emoji
-from lib.worlds.emoji import judge as judges, measures
+from lib.worlds import emoji, emoji_judge as judges, emoji_measures as measures
 
 
 def test_the_judge_knows_houses_and_categories_of_the_test_part():

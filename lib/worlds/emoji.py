@@ -1,7 +1,7 @@
 """Emoji as two houses draw them, Noto and Twemoji, 32 x 32, in colour: two domains whose pictures have their truth.
 
 The embedded sheets hold faces, people, animals, plants and food, each drawn by both, people and hands also in five skin
-tones (`tools.emoji` makes them; licences in LICENSES.md). An *emoji* is one meaning, a *drawing* one tile.
+tones (`tools.emoji` makes them; licences beside them). An *emoji* is one meaning, a *drawing* one tile.
 """
 
 import csv
@@ -20,7 +20,7 @@ from lib.record.files import UserError
 from lib.worlds import sources
 from lib.worlds.sources import Device, Model
 
-FOLDER, SIZE, COLUMNS = Path(__file__).parent, 32, 50
+FOLDER, SIZE, COLUMNS = Path(__file__).parent / "emoji_data", 32, 50
 HOUSES = ("noto", "twemoji")
 PARTS = ("source", "target", "test")  # a source model is trained on the first, a target's on the second
 KINDS = {  # of ten pictures, in the manner of the few-shot papers' sunglasses and babies
