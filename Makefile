@@ -86,7 +86,7 @@ nbval: .venv/.ready
 
 book-check: .venv/.ready
 	@$(BIN)/python -m tools.book --committed
-	@BOOK_HTML=runs/preview/book/_build/html $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests/test_book.py
+	@BOOK_HTML=runs/preview/book/_build/html $(BIN)/python -m pytest -q tests/test_book.py
 
 lock: .venv/.ready  ## resolve pyproject.toml into requirements.lock again
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-header \

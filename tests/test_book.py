@@ -402,16 +402,13 @@ AXE = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa"]}, "resultTypes
 CONTRAST = AXE | {"runOnly": {"type": "rule", "values": ["color-contrast"]}}  # Sphinx makes lists that are no lists
 
 
-HALVES = [pytest.param(half, marks=pytest.mark.xdist_group(f"half {half}")) for half in (0, 1)]  # a process each
-
-
-@pytest.fixture(scope="session", params=HALVES)
-def seen(request, visit, pages) -> dict[str, dict[str, list]]:
-    """Open half of the pages, wide and light, then dark, then narrow as a phone: kind of fault -> page -> faults."""
+@pytest.fixture(scope="session")
+def seen(visit, pages) -> dict[str, dict[str, list]]:
+    """Open every page once, wide and light, then dark, then as narrow as a phone: kind of fault -> page -> faults."""
     kinds = ("errors", "formulas", "equations", "tex", "cut", "heavy", "light", "dark", "wide")
     axe = Axe()
     faults: dict[str, dict[str, list]] = {kind: {} for kind in kinds}
-    for name in list(pages)[request.param :: 2]:
+    for name in pages:
         visit.open(name)
         page = visit.page
         cut, loaded = page.evaluate(CUT), page.evaluate(LOADED)
