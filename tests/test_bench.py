@@ -107,7 +107,7 @@ def test_sections_on_tiny_sizes(unet, tmp_path):
     source = bench.provenance(CPU, 0.0)
     bench.write(tmp_path / "cpu.json", sections, source)
     assert read_results(tmp_path / "cpu.json")["sections"] == json.loads(json.dumps(sections))
-    data = {"bench": {"cpu": {"sections": sections, "provenance": source}}, "results": {}, "claims": {}}
+    data = {"bench": {"cpu": {"sections": sections, "provenance": source}}, "results": {}, "cards": {}, "claims": {}}
     html = companion.fill("bench", data, "cpu")
     assert html.count("<table") == 3
     assert html.count("<tr>") == 3 + sum(map(len, sections.values()))
