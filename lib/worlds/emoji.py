@@ -22,6 +22,7 @@ from lib.worlds.sources import Device, Model
 
 FOLDER, SIZE, COLUMNS = Path(__file__).parent / "emoji_data", 32, 50
 HOUSES = ("noto", "twemoji")
+CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
 PARTS = ("source", "target", "test")  # a source model is trained on the first, a target's on the second
 KINDS = {  # of ten pictures, in the manner of the few-shot papers' sunglasses and babies
     "faces": lambda one: one.kind.startswith("face-"),

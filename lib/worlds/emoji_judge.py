@@ -1,7 +1,7 @@
 """The emoji's own judge: which house drew a picture, and of which category; small, trained here, never the only one."""
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from lib.record.files import reading
 from lib.worlds import emoji
 from lib.worlds.sources import MODELS
 
-CATEGORIES = ("Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink")
 FILE = MODELS / "judge" / "model.safetensors"
 BATCH, LR, NOISE = 64, 2e-3, 0.1  # pictures a step, learning rate, largest noise on them: no sample is quite clean
 
@@ -23,7 +22,7 @@ class Verdicts(NamedTuple):
     """What the judge says of n pictures."""
 
     house: Tensor  # (n,) number in `emoji.HOUSES`
-    category: Tensor  # (n,) number in `CATEGORIES`
+    category: Tensor  # (n,) number in `emoji.CATEGORIES`
 
 
 class Judge(nn.Module):
@@ -35,7 +34,10 @@ class Judge(nn.Module):
         for of, to in itertools.pairwise(widths):
             layers += [nn.Conv2d(of, to, 3, padding=1, stride=1 if of == 3 else 2), nn.GroupNorm(8, to), nn.SiLU()]
         self.body = nn.Sequential(*layers)
-        self.house, self.category = nn.Linear(widths[-1], len(emoji.HOUSES)), nn.Linear(widths[-1], len(CATEGORIES))
+        self.house, self.category = (
+            nn.Linear(widths[-1], len(emoji.HOUSES)),
+            nn.Linear(widths[-1], len(emoji.CATEGORIES)),
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of the house (n, 2) and of the category (n, 4)."""
@@ -49,20 +51,20 @@ class Judge(nn.Module):
         return Verdicts(*(torch.cat(logits).argmax(1).cpu() for logits in zip(*parts, strict=True)))
 
 
-def load(device: torch.device | str = "cpu") -> Judge:
+def load() -> Judge:
     """Return the judge in models/, which `tools.sources` trained."""
     judge = Judge()
     with reading(FILE, "get it again, or train it with `python -m tools.sources judge`"):
         judge.load_state_dict(load_file(FILE))
-    return judge.requires_grad_(False).eval().to(device)
+    return judge.requires_grad_(False).eval()
 
 
 def categories(drawn: emoji.Drawings) -> Tensor:
     """Return the number of each drawing's category, (n,)."""
-    return torch.tensor([CATEGORIES.index(one.category) for one in emoji.table()])[drawn.emoji]
+    return torch.tensor([emoji.CATEGORIES.index(one.category) for one in emoji.table()])[drawn.emoji]
 
 
-def train_judge(steps: int = 4000, seed: int = 0, **options: Any) -> Judge:
+def train_judge(steps: int = 4000, seed: int = 0) -> Judge:
     """Train a judge on both houses' drawings of the source and the target part; the test part is held out.
 
     Pictures are mirrored, shifted by up to two pixels and noised at random; every emoji comes alike often.
@@ -93,5 +95,5 @@ def train_judge(steps: int = 4000, seed: int = 0, **options: Any) -> Judge:
         decay.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    train(step, sample, {"judge": judge}, {"judge": optimizer, "decay": decay}, steps, seed=seed, **options)
+    train(step, sample, {"judge": judge}, {"judge": optimizer, "decay": decay}, steps, seed=seed)
     return judge.requires_grad_(False).eval()
