@@ -22,6 +22,7 @@ import yaml
 
 from lib.record import claims
 from lib.record.files import PROFILES, RECORD, ROOT, UserError, read_results
+from tools.compare import collect
 from tools.notebooks import folders, names, paths
 from tools.pages import page as as_page
 
@@ -222,7 +223,7 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
         "papers": {name: page for page, name in paper_pages().items() if (ROOT / "book" / f"{page}.md").exists()},
         "sources": pages_data("papers.yaml"),
         "cards": cards,
-        "claims": {key: recorded(key, card) for key, card in cards.items()},
+        "claims": recorded(cards),
         "titles": pages_data("titles.yaml"),
         "results": kept,
         "sliders": sliders,
@@ -232,12 +233,15 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
     return json.dumps(data, indent=1, ensure_ascii=False).encode()
 
 
-def recorded(key: str, card: dict[str, Any]) -> dict[str, Any]:
-    """Return the record's verdict on a claim in the place of that of a run with its first replicates."""
-    if "record" not in card:
-        return card
-    record = read_results(ROOT / "results" / RECORD / f"{card['notebook']}.json")["claims"][key]
-    return record | {"notebook": card["notebook"], "agrees": card["record"]["agrees"]}
+def recorded(cards: dict[str, Any]) -> dict[str, Any]:
+    """Return claims with the record's verdicts in the place of those of a run with its first replicates."""
+    record = collect(ROOT / "results" / RECORD)
+    return {
+        key: record[key] | {"notebook": card["notebook"], "agrees": card["record"]["agrees"]}
+        if "record" in card
+        else card
+        for key, card in cards.items()
+    }
 
 
 def pages_data(name: str) -> dict[str, Any]:

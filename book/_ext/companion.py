@@ -20,6 +20,7 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 from lib.record import claims, show
+from lib.record.files import RECORD
 
 DATA = "_data/companion.json"
 
@@ -67,14 +68,15 @@ def set_substitutions(app: Sphinx, config: Config) -> None:
     data = load(app)
     num = {name: Named(one["numbers"], f"number in the results of {name}") for name, one in data["results"].items()}
     verdicts = [claim["verdict"] for claim in data["claims"].values()]
-    agrees = [claim["agrees"] for claim in data["claims"].values() if "agrees" in claim]
-    alike = f"{len(agrees) - agrees.count('differs')} of {len(agrees)}"
-    first = f"the record; this book's own run, of its first replicates, agrees in {alike} claims"
+    judged_by = "the record" if data["profile"] == RECORD else f"profile `{data['profile']}`"
+    if agrees := [claim["agrees"] for claim in data["claims"].values() if "agrees" in claim]:
+        alike = f"{len(agrees) - agrees.count('differs')} of {len(agrees)}"
+        judged_by = f"the record; this book's own run, of its first replicates, agrees in {alike} claims"
     config.myst_substitutions = {
         **config.myst_substitutions,
         "num": Named(num, "notebook with results"),
         "counts": Named({word: verdicts.count(word) for word in claims.VERDICTS}, "verdict"),
-        "judged_by": first if agrees else {"record": "the record"}.get(data["profile"], f"profile `{data['profile']}`"),
+        "judged_by": judged_by,
         "measured": len(verdicts) - verdicts.count("not tested"),
     }
     # The builder adds every script below _static to every page; that in scripts/ stands in the place of the theme's.
