@@ -238,7 +238,7 @@ def recorded(cards: dict[str, Any]) -> dict[str, Any]:
     record = collect(ROOT / "results" / RECORD)
     return {
         key: record[key] | {"notebook": card["notebook"], "agrees": card["record"]["agrees"]}
-        if "record" in card
+        if "record" in card and card["checks"]
         else card
         for key, card in cards.items()
     }
