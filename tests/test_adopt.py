@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from lib.record import replicates
-from lib.record.code import digest
 from lib.record.files import ROOT
 from tools import adopt
-from tools.notebooks import Block, blocks
-from tools.replicate import opened
+from tools.notebooks import Block, blocks, code_of
 
 
 @pytest.fixture
@@ -20,7 +18,7 @@ def stored(tmp_path, monkeypatch):
 
     def collect(measure, seeds, p, folders, **worlds):
         for seed in seeds:
-            about = {"parameters": {"size": 3}, "code": digest(measure)}
+            about = {"parameters": {"size": 3}, "code": code_of(job)}
             replicates.write(folders[0] / f"{seed}.npz", {**found, "a": found["a"] + collect.shift}, about)
 
     collect.shift = 0.0
@@ -35,7 +33,7 @@ def test_equal_replicates_are_taken_over_and_say_so(stored):
     assert adopt.adopt(job, folder) == "2 taken over; checked: 0"
     row, about = replicates.read(folder / "1.npz")
     assert row["a"].tolist() == [0, 1, 2]
-    assert about["code"] == digest(opened(job)[0])
+    assert about["code"] == code_of(job)
     assert about["adopted"] == [{"code": "old", "checked": [0]}]
     assert about["commit"] == "c"
     assert adopt.adopt(job, folder) == "up to date"
@@ -57,4 +55,4 @@ def test_the_record_is_of_the_code_in_the_tree(folder):
     name = folder.parent.name
     job = next(job for job in blocks(name, "record") if job.function == folder.name)
     codes = {replicates.read(path)[1]["code"] for path in folder.glob("*.npz")}
-    assert codes == {digest(opened(job)[0])}, f"python -m tools.adopt {name}, or make record"
+    assert codes == {code_of(job)}, f"python -m tools.adopt {name}, or make record"

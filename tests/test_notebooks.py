@@ -171,7 +171,7 @@ def test_what_the_record_holds_is_not_computed_again(monkeypatch):
     assert to_compute("40_dds_gaussian", "record") == []
     assert to_compute("40_dds_gaussian", "cpu") == blocks("40_dds_gaussian", "cpu")
     job = blocks("40_dds_gaussian", "record")[0]
-    monkeypatch.setattr(notebooks, "digest_of", lambda module, name: "other")
+    monkeypatch.setattr(notebooks, "digest_of", lambda places: "other")
     assert job in to_compute("40_dds_gaussian", "record")
     monkeypatch.setattr(notebooks, "digest_of", digest_of)
     assert job not in to_compute("40_dds_gaussian", "record")

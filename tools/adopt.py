@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lib.record import replicates
-from lib.record.code import digest
 from lib.record.files import RECORD, ROOT
-from tools.notebooks import Block, blocks
+from tools.notebooks import Block, blocks, code_of
 from tools.replicate import opened, started
 
 NEAR = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}  # on one kind of processor: rounding
@@ -26,7 +25,7 @@ NEAR = {"rtol": 1e-6, "atol": 1e-9, "equal_nan": True}  # on one kind of process
 def adopt(job: Block, folder: Path) -> str:
     """Take over the stored replicates of an experiment, if they hold; return what was done."""
     measure, how = opened(job)
-    code, kept = digest(measure), {int(path.stem): replicates.read(path) for path in folder.glob("*.npz")}
+    code, kept = code_of(job), {int(path.stem): replicates.read(path) for path in folder.glob("*.npz")}
     stale = {seed: one for seed, one in sorted(kept.items()) if one[1]["code"] != code}
     if not stale:
         return "up to date"

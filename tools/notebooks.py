@@ -20,7 +20,7 @@ import jupytext
 import yaml
 
 from lib.record import replicates
-from lib.record.code import digest_of, modules
+from lib.record.code import Place, digest_of, modules
 from lib.record.files import RECORD, ROOT
 
 # Of one thread a job: two threads beside another job are several times slower, and sums depend on their number.
@@ -135,13 +135,25 @@ def _held(job: Block, profile: str) -> bool:
     folder = ROOT / "results" / profile / "replicates" / job.notebook / job.function
     if not all((folder / f"{seed}.npz").exists() for seed in job.seeds):
         return False
-    code = digest_of(ROOT.joinpath(*job.module.split(".")).with_suffix(".py"), job.function)
+    code = code_of(job)
     now = SimpleNamespace(**_given(job.notebook, profile))
     try:
         about = [replicates.read(folder / f"{seed}.npz")[1] for seed in job.seeds]
     except Exception:  # damaged: the job says so and computes it again
         return False
     return not any(replicates.changes(one, code, now) for one in about)
+
+
+def code_of(job: Block) -> str:
+    """Return the digest of the code of a job."""
+    return digest_of(begins(job))
+
+
+def begins(job: Block) -> tuple[Place, ...]:
+    """Return where the code of a job begins: its experiment, and what opens its world."""
+    names = (f"{job.module}:{job.function}", job.world, job.own)
+    pairs = (name.split(":") for name in names if name)
+    return tuple(Place(ROOT.joinpath(*m.split(".")).with_suffix(".py"), f) for m, f in pairs)
 
 
 def done(job: Block, run: str) -> str:

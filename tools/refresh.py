@@ -10,11 +10,9 @@ from pathlib import Path
 import nbformat
 
 from lib.record import replicates
-from lib.record.code import digest
 from lib.record.files import RECORD, ROOT, read_results
 from tools import readme
-from tools.notebooks import blocks, claims_of, names, paths
-from tools.replicate import opened
+from tools.notebooks import blocks, claims_of, code_of, names, paths
 
 
 def committed_form(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -50,7 +48,7 @@ def main() -> None:
 def _add_replicates(name: str, run: Path) -> None:
     """Keep the replicates that today's code computed; what lies there of older code stays in the run."""
     for function, job in {job.function: job for job in blocks(name, RECORD)}.items():
-        code = digest(opened(job)[0])
+        code = code_of(job)
         for path in sorted((run / "replicates" / name / function).glob("*.npz")):
             if replicates.read(path)[1]["code"] == code:
                 target = ROOT / "results" / RECORD / path.relative_to(run)

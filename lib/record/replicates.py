@@ -45,7 +45,7 @@ def collect(
     seeds: Sequence[int],
     parameters: Any,
     folders: Sequence[Path],
-    world: Callable[[Any], Sequence[Any]] = lambda p: (),
+    world: Callable[[Any], Sequence[Any]] | None = None,
     own: Callable[[Any, int], Sequence[Any]] | None = None,
     block: int = 0,
     about: Mapping[str, Any] | None = None,
@@ -60,12 +60,12 @@ def collect(
     """
     if own and block:
         raise ValueError("own, block: seeds that are measured together cannot have a world each")
-    code = digest(measure)
+    code = digest(*(one for one in (measure, world, own) if one))
     found = {seed: kept for seed in seeds if (kept := _kept(seed, folders, code, parameters))}
     missing = [seed for seed in seeds if seed not in found]
     if missing:
         noted = Noted(parameters)
-        opened = () if own else world(noted)
+        opened = world(noted) if world else ()
         size = block or 1
         for i in tqdm(range(0, len(missing), size), desc=measure.__name__):
             chunk = missing[i : i + size]

@@ -83,7 +83,7 @@ class Run:
     def replicates(
         self,
         measure: Callable[..., Mapping[str, Any]],
-        world: Callable[[Any], Sequence[Any]] = lambda p: (),
+        world: Callable[[Any], Sequence[Any]] | None = None,
         own: Callable[[Any, int], Sequence[Any]] | None = None,
         block: int = 0,
         seeds: Sequence[int] | None = None,

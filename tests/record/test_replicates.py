@@ -51,7 +51,8 @@ def load(path):
     spec = importlib.util.spec_from_file_location("experiment", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
-    code._meaning.cache_clear()
+    for cached in (code.digest_of, code._module, code._used, code._meaning):
+        cached.cache_clear()
     return loaded
 
 
