@@ -20,7 +20,7 @@ def test_the_source_models_are_what_their_cards_say(house):
     unet, schedule = sources.load(house)
     drawn = emoji.drawings(house, "test")
     x0, eps = drawn.images[::20], torch.randn(drawn.images[::20].shape, generator=torch.Generator().manual_seed(0))
-    for t, most in ((100, 0.1), (500, 0.02), (900, 0.002)):  # mean squared error of the noise, on pictures never seen
+    for t, most in ((100, 0.15), (500, 0.02), (900, 0.002)):  # mean squared error of the noise, on pictures never seen
         with torch.no_grad():
             error = (unet(schedule.add_noise(x0, eps, t), torch.full((len(x0),), t)).sample - eps).square().mean()
         assert error < most
