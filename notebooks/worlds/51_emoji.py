@@ -66,8 +66,10 @@ p = run.parameters
 # Twenty emoji of the test part, Noto above, Twemoji below.
 
 # %%
+# NBVAL_CHECK_OUTPUT
 pairs = {house: emoji.drawings(house, "test") for house in emoji.HOUSES}
 noto, twemoji = pairs.values()
+print({part: sum(one.part == part for one in emoji.table()) for part in emoji.PARTS})
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 plain = torch.nonzero(noto.tones == 0).flatten()
@@ -112,7 +114,9 @@ run.number("unpaired_rms", (both[0] - both[1][order]).square().mean().sqrt())
 
 # %% [markdown]
 # ### A hundred pictures of each model, not selected
-# By ancestral sampling and by DDIM, which takes no fresh noise. Both models begin with the same noises.
+# By ancestral sampling, and below by DDIM, which takes no fresh noise. Both models begin with the same noises. Counted by
+# eye, about 55 of Noto's hundred and 50 of Twemoji's pass for emoji: nearly all faces and people, few of the animals and
+# of the food, which are often blots of the right colour.
 
 # %%
 noise = torch.randn(p.samples, 3, emoji.SIZE, emoji.SIZE, generator=torch.Generator().manual_seed(p.seed))
