@@ -9,7 +9,7 @@ BIN := .venv/bin
 TESTS ?= tests
 MOMENTS ?= 12
 NBVAL = OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env \
-  --nbval-cell-timeout 120 -p no:cacheprovider
+  --nbval-cell-timeout 300 -p no:cacheprovider
 
 .PHONY: help setup book record test kills lab preview pdf sources refresh compare claims bench lint unit nbval book-check lock
 

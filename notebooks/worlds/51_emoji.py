@@ -114,9 +114,10 @@ run.number("unpaired_rms", (both[0] - both[1][order]).square().mean().sqrt())
 
 # %% [markdown]
 # ### A hundred pictures of each model, not selected
-# By ancestral sampling, and below by DDIM, which takes no fresh noise. Both models begin with the same noises. Counted by
-# eye, about 55 of Noto's hundred and 50 of Twemoji's pass for emoji: nearly all faces and people, few of the animals and
-# of the food, which are often blots of the right colour.
+# By ancestral sampling, and below by DDIM, which takes no fresh noise. Both models begin with the same noises.
+#
+# Counted by eye, about 55 of Noto's hundred and 50 of Twemoji's pass for emoji: nearly all faces and people, few of the
+# animals and of the food, which are often blots of the right colour.
 
 # %%
 noise = torch.randn(p.samples, 3, emoji.SIZE, emoji.SIZE, generator=torch.Generator().manual_seed(p.seed))
