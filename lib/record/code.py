@@ -58,23 +58,11 @@ def modules(path: Path) -> set[Path]:
     found: set[Path] = set()
     queue = [path]
     while queue:
-        new = _imported(queue.pop()) - found
+        new = {place.path for place in _module(queue.pop()).imported.values()} - found
         found |= new
         queue += new
     folders = {module.parent for module in found}
     return found | {data for folder in folders for data in folder.rglob("*") if data.suffix in DATA}
-
-
-@cache
-def _imported(path: Path) -> frozenset[Path]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    files = (ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.split(".")[0] == "lib")
-    return frozenset(file for file in files if file.exists())
 
 
 class _Module:
