@@ -132,7 +132,7 @@ for house in emoji.HOUSES:
 for house in emoji.HOUSES:
     grid = partial(figures.image_grid, drawn[house, "ancestral"], 20, cell=0.36)
     alt = f"{p.samples} pictures by the model of {house.capitalize()}'s drawings, not selected: people, faces, hands, "
-    alt += "animals and food, most of them whole, some of them blots."
+    alt += "animals and food, about half of them whole, the rest blots."
     figures.show(run, f"samples-{house}", grid, alt, "png")
 
 # %% [markdown]
