@@ -31,6 +31,7 @@ def export(name: str) -> None:
     settings = json.loads((trained / sources.SETTINGS).read_text(encoding="utf-8"))
     with replacing(sources.MODELS / name) as draft:
         half = unet.half().to(memory_format=torch.contiguous_format)
+        half.register_to_config(_name_or_path="")  # else the place on this machine
         DDPMPipeline(half, scheduler).save_pretrained(draft)
         weights = draft / "unet" / "diffusion_pytorch_model.safetensors"
         about = {
