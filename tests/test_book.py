@@ -6,11 +6,13 @@ from a smoke run. Without Chromium the browser tests are skipped; REQUIRE_BROWSE
 
 from __future__ import annotations
 
+import base64
 import doctest
 import functools
 import html.parser
 import http.server
 import json
+import math
 import os
 import re
 import socketserver
@@ -23,13 +25,17 @@ from urllib.parse import unquote, urljoin, urlsplit
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 
+from lib.ground import nets
 from lib.ground.diffusion import linear, scaled_linear
+from lib.ground.toy2d import eight_gaussians
 from lib.papers.dds import method as dds
 from lib.papers.dds.gaussian import GaussianWorld
 from lib.papers.rdmd import method as rdmd
+from lib.papers.rdmd.toy import judge_modes
 from lib.papers.sdft import method as sdft
 from lib.record.files import ROOT
 from tools.book import FOLDERS, contents, recorded
@@ -572,15 +578,41 @@ def test_toys_compute_what_lib_computes(visit):
         assert toys("([z, h, t, e, m, w]) => Toys.dds(z, h, t, e, m, w)", given) == pytest.approx(ours, abs=1e-4)
 
 
+def test_the_toy_of_trained_networks_maps_as_lib_does(visit):
+    visit.open("rdmd.html")
+    kept = json.loads((BOOK / "_static" / "rdmd-nets.js").read_text().split("=", 1)[1].rstrip(";\n"))
+    law, draws = eight_gaussians(), torch.Generator().manual_seed(0)
+    for lambda_, parts in kept["nets"].items():
+        values = [step * torch.frombuffer(bytearray(base64.b64decode(data)), dtype=torch.int8) for step, data in parts]
+        values[0] = values[0] * math.sqrt(1 + kept["deviation"] ** 2)  # which an EDM divides its input by
+        pairs = [(a.unflatten(0, (len(b), -1)), b) for a, b in zip(values[::2], values[1::2], strict=True)]
+
+        def net(x, _, pairs=pairs):
+            for weight, bias in pairs[:-1]:
+                x = F.silu(F.linear(x, weight, bias))
+            return F.linear(x, *pairs[-1])
+
+        points = torch.randn(10_000, 2, generator=draws)
+        mapped = nets.EDM(net, kept["deviation"])(points, 1.0)
+        for point, image in zip(points[:10].tolist(), mapped.tolist(), strict=False):
+            assert visit.page.evaluate(f"p => Toys.generate(p, '{lambda_}')", point) == pytest.approx(image, abs=1e-3)
+        if float(lambda_) <= 0.2:
+            assert judge_modes(mapped.double().numpy(), law)["found"] == 8
+
+
 @pytest.mark.parametrize(("page", "toy"), [("rdmd", "λ"), ("sdft", "γ"), ("dds", "guidance"), ("ant", "")])
 def test_toys_answer_to_mouse_and_keyboard(visit, page, toy):
     visit.open(f"{page}.html")
-    root = visit.page.locator(".toy")
+    root = visit.page.locator(".toy").first
     before = root.inner_text()
     if toy:
         root.locator("input").focus()
         visit.page.keyboard.press("End")
         assert root.inner_text() != before
+    if page == "rdmd":
+        trained = visit.page.locator(".toy").last
+        trained.locator("svg").click()
+        assert "G(0.0, 0.0)" in trained.inner_text()
     if page == "dds":
         root.get_by_role("button", name="play").click()
         visit.page.wait_for_function("() => document.querySelector('.toy-words').textContent.includes('step 200')")
@@ -591,7 +623,7 @@ def test_toys_answer_to_mouse_and_keyboard(visit, page, toy):
 
 
 def test_toys_are_small():
-    assert (BOOK / "_static" / "toys.js").stat().st_size < 60_000
+    assert sum((BOOK / "_static" / name).stat().st_size for name in ("toys.js", "rdmd-nets.js")) < 60_000
 
 
 def test_scorecard_filter(visit):

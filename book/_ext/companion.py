@@ -157,6 +157,7 @@ NEEDED = {
     **dict.fromkeys(("katex", "auto-render"), 'class="math'),
     "sphinx-design": 'class="sd-',
     "toys": "data-toy=",
+    "rdmd-nets": 'data-toy="rdmd-nets"',
 }
 
 

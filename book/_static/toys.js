@@ -14,6 +14,19 @@ const Toys = (() => {
   const radius = (s, lambda) => (s * (Math.PI + 4 * lambda)) / (Math.PI + 4 * lambda * s); // rdmd.best_radius
   const objective = (r, alpha, s, lambda) => // rdmd.surface, omega = 1
     (Math.PI * (r - s) ** 2) / (2 * s) + 2 * lambda * (1 + r * r - 2 * r * Math.cos(alpha));
+  // A trained generator of Fig. 3, a denoiser held at noise level 1; its weights are those of rdmd-nets.js (tools.toys).
+  const decode = ([step, bytes]) => Float64Array.from(atob(bytes), (c) => ((c.charCodeAt(0) << 24) >> 24) * step);
+  const decoded = {};
+  const generate = ([x, y], lambda) => {
+    const parts = (decoded[lambda] ??= RDMD.nets[lambda].map(decode)), total = 1 + RDMD.deviation ** 2;
+    let h = [x, y];
+    for (let i = 0; i < parts.length; i += 2) {
+      const [weight, bias] = [parts[i], parts[i + 1]];
+      const sums = [...bias].map((b, k) => h.reduce((sum, value, j) => sum + weight[k * h.length + j] * value, b));
+      h = i + 2 < parts.length ? sums.map((z) => z / (1 + Math.exp(-z))) : sums;
+    }
+    return [x, y].map((value, i) => (RDMD.deviation ** 2 * value) / total + (RDMD.deviation * h[i]) / Math.sqrt(total));
+  };
   const angle = (shots) => { // degrees between the mean of the shots and the target, seen from the source's mean (1, 1)
     const mean = [0, 1].map((i) => shots.reduce((sum, shot) => sum + shot[i], 0) / shots.length - 1);
     const off = Math.atan2(mean[1], mean[0]) - Math.atan2(-2, -2);
@@ -127,6 +140,44 @@ const Toys = (() => {
     apply();
   };
 
+  const rdmdNets = (root) => {
+    const plot = canvas(root, 340, 300, "Trained maps from a Gaussian to eight: a cloud, and a ring to be moved");
+    const place = ([x, y]) => [170 + 27 * x, 150 - 27 * y], lambdas = Object.keys(RDMD.nets).sort((a, b) => a - b);
+    const inputs = [...Array(250)].map(() => [gaussian(), gaussian()]);
+    const dots = inputs.map(() => make("circle", plot, { class: "toy-faint", r: 1.6 }));
+    const ring = make("path", plot, { class: "toy-mark toy-ring" }), image = make("path", plot, { class: "toy-curve" });
+    const words = make("p", root, { class: "toy-words", "aria-live": "polite" });
+    const turn = [...Array(121).keys()].map((i) => (i * Math.PI) / 60);
+    let lambda = "0.2", centre = [0.6, 0.4];
+    const closed = (points) => path(...[0, 1].map((i) => points.map((point) => place(point)[i])));
+    const show = () => {
+      const around = turn.map((a) => [centre[0] + 0.5 * Math.cos(a), centre[1] + 0.5 * Math.sin(a)]);
+      ring.setAttribute("d", closed(around));
+      image.setAttribute("d", closed(around.map((point) => generate(point, lambda))));
+      const [x, y] = generate(centre, lambda);
+      words.textContent = `G(${centre.map((v) => v.toFixed(1)).join(", ")}) = (${x.toFixed(1)}, ${y.toFixed(1)})`;
+    };
+    slider(root, "λ", [0, lambdas.length - 1, 1, lambdas.indexOf(lambda)], (i) => lambdas[i], (i) => {
+      lambda = lambdas[i];
+      inputs.forEach((point, k) => {
+        const [a, b] = place(generate(point, lambda));
+        dots[k].setAttribute("cx", a);
+        dots[k].setAttribute("cy", b);
+      });
+      show();
+    })();
+    for (const [i, name] of ["x", "y"].entries())
+      slider(root, `ring, ${name}`, [-2.5, 2.5, 0.1, centre[i]], (v) => v.toFixed(1), (v) => { centre[i] = v; show(); })();
+    const move = (event) => {
+      const box = plot.getBoundingClientRect(), scale = 340 / box.width;
+      const at = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+      centre = [(at[0] - 170) / 27, (150 - at[1]) / 27].map((v) => Math.max(-2.5, Math.min(2.5, v)));
+      [...root.querySelectorAll("input")].slice(1).forEach((input, i) => { input.value = centre[i]; input.dispatchEvent(new Event("input")); });
+    };
+    plot.addEventListener("pointerdown", move);
+    plot.addEventListener("pointermove", (event) => { if (event.buttons) move(event); });
+  };
+
   const antShots = (root) => {
     const row = make("div", root, { class: "toy-row" });
     const plot = canvas(row, 240, 200, "Ten shots, and the direction to their mean");
@@ -215,9 +266,9 @@ const Toys = (() => {
     show();
   };
 
-  const toys = { "sdft-weight": sdftWeight, "rdmd-map": rdmdMap, "ant-shots": antShots, "dds-world": ddsWorld };
+  const toys = { "sdft-weight": sdftWeight, "rdmd-map": rdmdMap, "rdmd-nets": rdmdNets, "ant-shots": antShots, "dds-world": ddsWorld };
   document.addEventListener("DOMContentLoaded", () => {
     for (const root of document.querySelectorAll(".toy[data-toy]")) toys[root.dataset.toy](root);
   });
-  return { weight, radius, objective, angle, sds, dds };
+  return { weight, radius, objective, generate, angle, sds, dds };
 })();
