@@ -104,12 +104,16 @@ def toward(clip: Clip, target: str, source: str) -> Callable[[Tensor, Tensor], T
     """
     if target == source:
         raise UserError(f"target: '{target}' is also the source text; give two different ones")
-    text = F.normalize(clip.text(target) - clip.text(source), dim=0)
+    return directional(clip.images, clip.text(target) - clip.text(source))
+
+
+def directional(features: Callable[[Tensor], Tensor], direction: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the same for any features of images (n, d) and the wanted change of them (d,)."""
 
     def objective(edited: Tensor, original: Tensor) -> Tensor:
         with torch.no_grad():
-            before = clip.images(original)
-        cosine = F.cosine_similarity(clip.images(edited) - before, text[None], dim=1)  # (n,)
+            before = features(original)
+        cosine = F.cosine_similarity(features(edited) - before, direction[None], dim=1)  # (n,)
         return -((1 + cosine) / 2).clamp(min=1e-6).log().mean()
 
     return objective

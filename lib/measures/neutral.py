@@ -10,6 +10,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.measures.perceptual import Embedding
+
 SIDE, BATCH = 128, 64
 
 
@@ -23,12 +25,25 @@ def network(device: torch.device) -> Any:
 
 @torch.no_grad()
 def features(images: Tensor) -> Tensor:
-    """Return features (n, 1280), on the CPU, of images (n, 3, h, w) in [-1, 1]: the last layer's mean over positions.
+    """Return features (n, 1280), on the CPU, of images (n, 3, h, w) in [-1, 1], which are seen on their device."""
+    return torch.cat([seen(part).cpu() for part in tqdm(images.split(BATCH), desc="features", leave=False)])
 
-    Images are enlarged to 128 x 128 bicubically, and seen on their device.
+
+def seen(images: Tensor) -> Tensor:
+    """Return the same of one batch, on its device, with its gradient: the last layer's mean over positions.
+
+    Images are enlarged to 128 x 128 bicubically.
     """
-    net, found = network(images.device), []
-    for part in tqdm(images.split(BATCH), desc="features", leave=False):
-        enlarged = F.interpolate(part, size=SIDE, mode="bicubic").clamp(-1, 1)  # the network was trained on [-1, 1]
-        found.append(net.extract_features(enlarged).mean((2, 3)).cpu())
-    return torch.cat(found)
+    return maps(images).mean((2, 3))
+
+
+def maps(images: Tensor) -> Tensor:
+    """Return the last layer, (n, 1280, 4, 4)."""
+    enlarged = F.interpolate(images, size=SIDE, mode="bicubic").clamp(-1, 1)  # the network was trained on [-1, 1]
+    return network(images.device).extract_features(enlarged)
+
+
+def embedding(device: torch.device) -> Embedding:
+    """Return the same layer as an embedding for `lib.measures.perceptual`: unit-normalised, compared place by place."""
+    one = torch.ones(1, device=device)
+    return Embedding(f"EfficientNet-Lite0 {SIDE} px", lambda images: [maps(images)], [one], device)

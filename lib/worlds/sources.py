@@ -76,7 +76,7 @@ def denoiser(folder: Path, training: Training, prepare: Prepare, device: Device)
     clean images (n, c, h, w) with a generator: a list of them and, if the U-Net has classes, their numbers (n,).
     """
     settings = asdict(training) | {"channels": list(training.channels)}
-    _artefact(folder, settings, lambda checkpoints, target: _train(training, prepare, device, checkpoints, target))
+    artefact(folder, settings, lambda checkpoints, target: _train(training, prepare, device, checkpoints, target))
 
 
 def classifier(folder: Path, size: int, steps: int, seed: int = 0, device: Device = "cpu") -> Classifier:
@@ -85,7 +85,7 @@ def classifier(folder: Path, size: int, steps: int, seed: int = 0, device: Devic
     def make(checkpoints: Path, target: Path) -> None:
         save_classifier(train_classifier(size, steps, seed, device, checkpoints), target)
 
-    _artefact(folder, {"size": size, "steps": steps, "seed": seed}, make)
+    artefact(folder, {"size": size, "steps": steps, "seed": seed}, make)
     return load_classifier(folder, device)
 
 
@@ -199,10 +199,11 @@ def _rate(i: int, steps: int) -> float:
     return min(1.0, (i + 1) / WARMUP) * (0.05 + 0.95 * (1 + math.cos(math.pi * min(i / max(steps, 1), 1))) / 2)
 
 
-def _artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
+def artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path], None]) -> None:
     """See that `folder` exists and was made with `settings`; else ``make(checkpoints, target)`` and put it in place.
 
-    What was not made here is never replaced.
+    `make` fills the folder `target`; checkpoints in the other one outlive a stop. What was not made here is never
+    replaced, and a second process that wants the same folder waits.
     """
     with alone(folder):
         found = _kept(folder / SETTINGS)

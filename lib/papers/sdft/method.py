@@ -68,17 +68,24 @@ def loss(
 
 
 def finetune(
-    source: nn.Module, schedule: Schedule, images: Tensor, steps: int, options: Options, on_step: OnStep, **terms: Any
+    source: nn.Module,
+    schedule: Schedule,
+    images: Tensor,
+    steps: int,
+    options: Options,
+    on_step: OnStep,
+    noise_of: Callable[[Any], Model] = eps_model,
+    **terms: Any,
 ) -> tuple[nn.Module, History]:
     """Fine-tune a copy of the U-Net `source` on images (n, c, h, w) in [-1, 1]; `terms` are lambdas and gammas.
 
     ``on_step(i, student)`` comes after step i = 1, ..., steps. The source is left as it is. Runs with other `terms` and
-    one ``options.seed`` see the same images, timesteps and noises.
+    one ``options.seed`` see the same images, timesteps and noises. `noise_of` makes a U-Net the noise prediction.
     """
     layout: Any = {"memory_format": torch.channels_last}  # twice as fast on a CPU
     student = copy.deepcopy(source).to(**layout).requires_grad_(True)
     teacher = copy.deepcopy(source).to(**layout).requires_grad_(False).eval()
-    total = partial(loss, eps_model(student), eps_model(teacher), schedule, **terms)
+    total = partial(loss, noise_of(student), noise_of(teacher), schedule, **terms)
     return student, finetuning.finetune(
         student, schedule, images, total, steps, options, lambda i, _: on_step(i, student)
     )

@@ -1,0 +1,217 @@
+"""ANT on emoji as functions of one seed: the arms of claims A3 and A5, the sweeps of claim A6.
+
+A seed draws ten Twemoji pictures of one kind, the shots. All arms of a seed see the same shots, timesteps and first
+noises, and are sampled with the same noises at the start and at each step.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lib.ground import diffusion, nets
+from lib.ground.finetune import Options, finetune
+from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
+from lib.ground.precision import quick_model
+from lib.measures import distances, neutral, perceptual
+from lib.papers.ant import method as ant
+from lib.papers.ant.adaptor import Adaptor
+from lib.record.replicates import stacked
+from lib.worlds import emoji, emoji_judge, emoji_measures, sources
+
+Values = dict[str, Any]  # numbers and small arrays
+World = tuple[Any, diffusion.Schedule, emoji_judge.Judge, emoji_measures.Space]
+TWEMOJI = emoji.HOUSES.index("twemoji")
+MEASURES = {
+    "realism": "share drawn like Twemoji",
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "intra_lpips": "Intra-LPIPS (neutral features)",
+    "closeness": "distance to nearest shot / nearest other",
+}
+SHOTS, SHOWN = 10, 10  # target images; samples of each run that are kept to be shown
+TOLD_AT = 250  # timestep at which the classifier of the guidance is judged
+GAMMA, OMEGA = 5.0, 0.02  # the paper's
+TRANSFERRED = 0.8  # share of samples drawn like Twemoji at which an arm counts as transferred
+
+
+def world(p: Any) -> World:
+    """Return what every replicate starts from: source model, noise schedule, judges."""
+    unet, schedule = sources.load(p.source, p.device)
+    return unet, schedule, emoji_judge.load(), emoji_measures.space(p.artefacts)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one fine-tuning trains and how, and the iterations at which it is sampled; 0 is the source."""
+
+    stops: tuple[int, ...]
+    lr: float
+    adaptor: bool = True  # else the whole network
+    gamma: float = 0.0  # 0: no guidance; negative: its opposite
+    J: int = 0  # adversarial ascents
+    omega: float = OMEGA
+
+
+class Draw:
+    """The shots of one seed, and what all arms of it have in common; `p` are the notebook's parameters."""
+
+    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: Any, space: Any) -> None:
+        self.seed, self.p, self.unet, self.schedule, self.judge, self.space = seed, p, unet, schedule, judge, space
+        self.shots = emoji.ten(p.kind, seed).images
+        self.source = emoji.drawings("noto", "source").images
+        real = emoji.drawings("twemoji", which=emoji.KINDS[p.kind])
+        real = emoji.select(real, real.tones == 0)
+        self.others = real.images[~(real.images[:, None] == self.shots).flatten(2).all(2).any(1)]
+        whole = emoji.drawings("twemoji")
+        wanted = torch.isin(whole.emoji, real.emoji) & (whole.tones == 0)
+        self.target = space.features["twemoji"][wanted]
+        self.embed = neutral.embedding(unet.device)
+
+    def classifier(self) -> NoisedClassifier:
+        """Return a classifier of noised images that has seen the source's pictures and the shots."""
+        p, classifier = self.p, NoisedClassifier(self.unet)
+        options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": self.seed}
+        train_noised(classifier, self.schedule, self.source, self.shots, p.classifier_steps, **options)
+        return classifier
+
+    def sample(self, unet: Any) -> Tensor:
+        """Return images (n, 3, h, w) by ancestral sampling, from the same noises for every network."""
+        draws = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(self.p.samples, *self.shots.shape[1:], generator=draws)
+        model, steps = quick_model(unet), self.p.sampling_steps
+        return diffusion.sample(model, self.schedule, noise, steps, draws, device=unet.device)
+
+    def train(self, arm: Arm, classifier: NoisedClassifier) -> tuple[list[Tensor], list[float]]:
+        """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0.
+
+        Also, for each iteration, the ratio of the guidance's mean square to that of the plain loss.
+        """
+        p, guidance = self.p, ant.classifier_guidance(classifier) if arm.gamma else None
+        unet, trained = student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
+        model, samples, ratios = quick_model(unet), [], []
+
+        def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            total, parts = ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J)
+            ratios.append((parts["shift"] / parts["plain"]).item())
+            return total, parts
+
+        def look(i: int, history: Any) -> None:
+            if i in arm.stops:
+                samples.append(self.sample(unet))
+
+        finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], Options(p.batch, arm.lr, self.seed), look)
+        return samples, ratios
+
+    def measure(self, samples: Tensor) -> Values:
+        """Return the MEASURES of samples (n, 3, h, w), and those that are kept as "samples" (SHOWN, 3, h, w)."""
+        seen = neutral.features(samples)
+        near = [distances.nearest(samples.double(), real.double())[0] for real in (self.shots, self.others)]
+        return {
+            "realism": (self.judge.judge(samples).house == TWEMOJI).double().mean().item(),
+            "frechet": self.space.frechet(seen, self.target),
+            "kernel": self.space.kernel(seen, self.target),
+            "intra_lpips": perceptual.intra_lpips(self.embed, samples.split(64), self.shots).value,
+            "closeness": (near[0] / near[1]).log().mean().exp().item(),
+            "samples": samples[:SHOWN].numpy(),
+        }
+
+    def spread(self, arm: Arm, samples: list[Tensor]) -> float:
+        """Return the spread of log2 of the stop at which a noise's sample becomes Twemoji's; claim A5.
+
+        Those that are so from the start are left out.
+        """
+        flags = torch.stack([self.judge.judge(x).house == TWEMOJI for x in samples])  # (stops, n)
+        k = 1 + len(set(self.p.checkpoints))  # stops that all arms have
+        return first_transferred(flags[1:k, ~flags[0]], arm.stops[1:k]).log2().std().item()
+
+
+def arms(p: Any) -> dict[str, Arm]:
+    """Return the arms of claims A3 and A5; the plain ones run longer, because an ANT step costs J + 1 of theirs."""
+    short = (0, *sorted(set(p.checkpoints)))
+    plain = Arm(tuple(sorted({*short, *p.checkpoints_plain})), p.lr_adaptor)
+    guided = Arm(short, p.lr_adaptor, gamma=p.gamma)
+    return {
+        "full": replace(plain, adaptor=False, lr=p.lr_full),
+        "adaptor": plain,
+        "no noise": guided,
+        "ANT": replace(guided, J=p.ascents, omega=p.omega),
+        "flipped": replace(guided, gamma=-p.gamma),
+    }
+
+
+def few_pictures(seed: int, p: Any, *opened: Any) -> Values:
+    """Train and measure all arms on one draw of the shots.
+
+    For each arm "ARM MEASURE" at its stops (stops,), "ARM samples" (stops, SHOWN, 3, h, w), "ARM spread" and
+    "ARM ratio", see `Draw.train`. Beside them "shots" (10, 3, h, w), and the shares of the source's and of the target's
+    pictures that the classifier tells, "told_source" and "told_target".
+    """
+    draw = Draw(seed, p, *opened)
+    classifier, start = draw.classifier(), draw.sample(draw.unet)
+    told = accuracy(classifier, draw.schedule, draw.source[::10], draw.others, TOLD_AT, seed)
+    found: Values = {"shots": draw.shots.numpy(), "told_source": told[0], "told_target": told[1]}
+    for name, arm in arms(p).items():
+        samples, ratios = draw.train(arm, classifier)
+        samples = [start, *samples]
+        values = stacked(map(draw.measure, samples)) | {"spread": draw.spread(arm, samples), "ratio": np.mean(ratios)}
+        found |= {f"{name} {key}": value for key, value in values.items()}
+    return found
+
+
+def settings(p: Any) -> dict[str, dict[float, Arm]]:
+    """Return the runs of claim A6: two sweeps through the paper's values."""
+    paper = Arm((0, p.iterations), p.lr, gamma=GAMMA, J=p.ascents)
+    return {
+        "gamma": {gamma: replace(paper, gamma=gamma) for gamma in sorted(set(p.gammas))},
+        "omega": {omega: replace(paper, omega=omega) for omega in sorted(set(p.omegas))},
+    }
+
+
+def sensitivity(seed: int, p: Any, *opened: Any) -> Values:
+    """Train and measure all `settings` on one draw of the shots.
+
+    For "source" and each run, such as "gamma 5", what :meth:`Draw.measure` returns: "gamma 5 frechet".
+    """
+    draw = Draw(seed, p, *opened)
+    classifier = draw.classifier()
+    train = cache(lambda arm: draw.train(arm, classifier)[0][-1])  # once: the sweeps meet in one run
+    samples = {"source": draw.sample(draw.unet)}
+    for sweep, runs in settings(p).items():
+        samples |= {f"{sweep} {value:g}": train(arm) for value, arm in runs.items()}
+    return {f"{name} {key}": value for name, x in samples.items() for key, value in draw.measure(x).items()}
+
+
+def row(values: Values, name: str, keys: Iterable[str] = MEASURES, stop: int | None = None) -> dict[str, float | str]:
+    """Return means over the draws of a run's values, at one stop where there are several; in words where undefined."""
+    chosen = {key: values[f"{name} {key}"] for key in keys}
+    means = {key: float((x if stop is None else x[:, stop]).mean()) for key, x in chosen.items()}
+    return {key: "not defined" if math.isnan(mean) else mean for key, mean in means.items()}
+
+
+def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int = 0) -> tuple[Any, nn.Module]:
+    """Return a copy of a diffusers U-Net and the module to be trained: the copy itself, or an adaptor beside it.
+
+    ``adaptor`` has the settings of :meth:`lib.papers.ant.adaptor.Adaptor.attach`, ``seed`` draws its first weights.
+    """
+    unet: Any = copy.deepcopy(source).to(memory_format=torch.channels_last).requires_grad_(True)  # faster on a CPU
+    if adaptor is None:
+        return unet, unet
+    unet.eval()  # dropout, if there is any, belongs to the trained part
+    return unet, nets.seeded(seed, lambda: Adaptor.attach(unet, **adaptor))
+
+
+def first_transferred(transferred: Tensor, iterations: Sequence[int]) -> Tensor:
+    """Return the first of k iterations at which each noise's sample is the target's; (k, n), bool -> (n,), float64.
+
+    A noise that has not transferred at the last one counts with twice that: one unit more on the scale of log2.
+    """
+    grid = torch.tensor([*iterations, 2 * iterations[-1]], dtype=torch.float64)
+    never = torch.ones_like(transferred[:1])  # (1, n)
+    return grid[torch.cat([transferred, never]).int().argmax(0)]  # argmax: the first of the largest
