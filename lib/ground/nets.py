@@ -138,7 +138,7 @@ def eps_model(unet: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x_t, t: unet(x_t, t).sample[:, :channels].to(x_t.dtype)
 
 
-def noise_from_velocity(unet: UNet2DModel, schedule: Schedule) -> None:
+def noise_from_velocity(unet: Any, schedule: Schedule) -> None:
     """Make a U-Net that predicts the velocity (Salimans and Ho 2022) return the noise that follows; weights stay.
 
     A hook does it, so copies do it, too. At the highest noise the velocity is the clean image, which a prediction of
@@ -150,6 +150,16 @@ def noise_from_velocity(unet: UNet2DModel, schedule: Schedule) -> None:
         return UNet2DOutput(schedule.eps_from_v(x_t, out.sample[:, : x_t.shape[1]], t))
 
     unet.register_forward_hook(convert)
+    unet.velocity = True
+
+
+def native_weight(unet: Any, schedule: Schedule) -> Tensor | None:
+    """Return the weight (T,) that makes an error of the noise one of what the network predicts; None if that is noise.
+
+    An error of the velocity is ``1 / sqrt(alpha_bar)`` times that of the noise. Without the weight such a network would
+    hardly learn at high noise, where one that predicts noise learns as fast as elsewhere.
+    """
+    return 1 / schedule.alpha_bar if getattr(unet, "velocity", False) else None
 
 
 def seeded(seed: int, make: Callable[[], Any]) -> Any:

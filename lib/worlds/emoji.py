@@ -72,9 +72,9 @@ def select(drawn: Drawings, index: Tensor) -> Drawings:
     return Drawings(*(part[index] for part in drawn))
 
 
-def limited() -> Drawings:
-    """Return the limited and biased target: Twemoji's plain faces and people; animals, food, hands and tones lack."""
-    seen = drawings("twemoji", "target", lambda one: one.kind.startswith(("face-", "person")))
+def limited(part: str = "target", house: str = "twemoji") -> Drawings:
+    """Return the limited and biased target: a house's plain faces and people; animals, food, hands and tones lack."""
+    seen = drawings(house, part, lambda one: one.kind.startswith(("face-", "person")))
     return select(seen, seen.tones == 0)
 
 

@@ -23,12 +23,12 @@ class Space(NamedTuple):
     mean: Tensor
     axes: Tensor
 
-    def frechet(self, features: Tensor, reference: Tensor) -> float:
-        """Return the Frechet distance of two sets of features (n, 1280) along the axes."""
-        return distances.frechet_distance(self._along(features), self._along(reference))
+    def frechet(self, features: Tensor, reference: Tensor, axes: int = AXES) -> float:
+        """Return the Frechet distance of two sets of features (n, 1280) along the first axes."""
+        return distances.frechet_distance(*(self._along(part)[:, :axes] for part in (features, reference)))
 
     def kernel(self, features: Tensor, reference: Tensor) -> float:
-        """Return the kernel distance likewise."""
+        """Return the kernel distance along all axes."""
         return distances.kernel_distance(self._along(features), self._along(reference))
 
     def _along(self, features: Tensor) -> Tensor:

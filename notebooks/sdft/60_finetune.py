@@ -161,7 +161,9 @@ figures.show(run, "trade-off", draw_trade_off, alt)
 # The source before fine-tuning is step 0.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-alt = f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of animals and food / Frechet distance to "
+alt = (
+    f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of animals and food / Frechet distance to "
+)
 alt += f"all Twemoji drawings: {at_end('coverage', 'frechet')}."
 figures.show(run, "steps", draw_steps, alt)
 

@@ -137,7 +137,9 @@ def draw_trade_off(measure="partner", label="partner found first"):
                 axis.plot(*point, marker, color=f"C{i}", ms=6, label=f"{other}, {name}")
         for style, known in ((":", "input"), ("--", "filtered")):
             level = found[known][:, measures.index(measure)].mean()
-            axis.axhline(level, color=figures.ink(), lw=0.8, ls=style, label=f"the {known}" + " input" * (style == "--"))
+            axis.axhline(
+                level, color=figures.ink(), lw=0.8, ls=style, label=f"the {known}" + " input" * (style == "--")
+            )
         axis.set(title=method, xlabel="realism")
     axes[0].set_ylabel(label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -41,19 +41,28 @@ def guided_noise(
 
 
 def similarity_guided_loss(
-    model: Model, guidance: Guidance | None, schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, **options: Any
+    model: Model,
+    guidance: Guidance | None,
+    schedule: Schedule,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    native: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Similarity-guided loss, eq. (5), as a mean over all entries; without guidance it is plain fine-tuning.
 
-    Options are `gamma` and `power` of `guided_noise`. Its parts are ``plain``, the denoising loss, and
-    ``shift``, the mean square of the guidance term, both detached.
+    Errors are weighted by `native` (T,), see `lib.ground.nets.native_weight`; None: by 1, the paper's. Options are
+    `gamma` and `power` of `guided_noise`. Its parts are ``plain``, the denoising loss, and ``shift``, the mean square
+    of the guidance term, both detached.
     """
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
     gradient = torch.zeros_like(eps) if guidance is None else guidance(x_t, t)
     target = guided_noise(eps, gradient, schedule, t, **options).detach()
     output = model(x_t, t)
-    parts = {"plain": (output - eps).square().mean().detach(), "shift": (target - eps).square().mean()}
-    return (output - target).square().mean(), parts
+    w = 1 if native is None else schedule.at(native, t, eps)
+    parts = {"plain": (w * (output - eps).square()).mean().detach(), "shift": (w * (target - eps).square()).mean()}
+    return (w * (output - target).square()).mean(), parts
 
 
 def normalise(noise: Tensor, norm: str = "sample") -> Tensor:
@@ -101,6 +110,7 @@ def loss(
     J: int = 10,
     norm: str = "sample",
     power: int = 2,
+    native: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of ANT, eq. (8): the similarity-guided loss at adversarial noise (Algorithm 1, lines 3 to 9).
 
@@ -108,7 +118,7 @@ def loss(
     and `norm` are those of `adversarial_noise`; the rest and the parts those of `similarity_guided_loss`.
     """
     eps = adversarial_noise(model, schedule, x0, t, eps, omega, J, norm)
-    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, gamma=gamma, power=power)
+    return similarity_guided_loss(model, guidance, schedule, x0, t, eps, native, gamma=gamma, power=power)
 
 
 def classifier_guidance(classifier: Model) -> Guidance:

@@ -36,28 +36,31 @@ def people(house: str, part: str) -> tuple[Tensor, Tensor]:
     """Return a house's people of one part that have tones: in yellow, and in the darkest tone; (n, 3, 32, 32) each."""
     drawn = emoji.drawings(house, part, lambda one: one.kind.startswith("person"))
     toned = torch.isin(drawn.emoji, drawn.emoji[drawn.tones == TONE])
-    return tuple(drawn.images[toned & (drawn.tones == tone)] for tone in (0, TONE))
+    yellow, dark = (drawn.images[toned & (drawn.tones == tone)] for tone in (0, TONE))
+    return yellow, dark
 
 
-def skin(
-    seed: int, p: Any, unet: Any, schedule: Schedule, judge: Judge, space: Space, students: Students
-) -> Measured:
+def skin(seed: int, p: Any, unet: Any, schedule: Schedule, judge: Judge, space: Space, students: Students) -> Measured:
     """S4: held-out people of the target edited by a learned, a random and the source's direction.
 
     "STUDENT DIRECTION" is (strengths, EDITED), "STUDENT images" (strengths, SHOWN, ...). *Success* is how far the
-    picture went from yellow to the right answer, where the two differ: 0 unchanged, 1 there. *Change* is the root mean
-    square distance to the yellow drawing where they do not.
+    pictures went from yellow to the right answer, where the two differ: 0 unchanged, 1 there. *Change* is the root mean
+    square distance to the yellow drawing where they do not. "alike" is the cosine of the true change of each picture's
+    features with the direction that the edits learn from.
     """
     yellow, dark = (images.to(unet.device) for images in people("twemoji", "test"))
     chosen = torch.randperm(len(yellow), generator=rng(seed))[: p.inputs]
     yellow, dark = yellow[chosen], dark[chosen]
     same = ((dark - yellow).abs().amax(1, keepdim=True) < 1 / 16).expand_as(yellow)
     levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]
-    known = [neutral.features(images) for images in people("noto", "source")]
+    examples = people("noto", "source")
+    known = [neutral.features(images) for images in examples]
     objective = clip.directional(neutral.seen, (known[1] - known[0]).mean(0).to(unet.device))
+    targets = people("twemoji", "target")[0]
 
     def invert(net: Any, images: Tensor) -> Tensor:
-        return diffusion.invert_ddim(eps_model(net), schedule, images.to(unet.device), p.steps, stop=p.start)
+        images = images.to(unet.device)
+        return diffusion.invert_ddim(eps_model(net), schedule, images, p.steps, p.iterations, p.start)
 
     def learn(net: Any, images: Tensor) -> asyrp.DeltaBlock:
         rule, given = partial(torch.optim.Adam, lr=p.lr_delta), (images.to(unet.device), invert(net, images), objective)
@@ -65,17 +68,19 @@ def skin(
 
     def measure(images: Tensor) -> list[float]:
         images, wanted = images.clamp(-1, 1), (dark - yellow) * ~same
-        success = ((images - yellow) * wanted).sum((1, 2, 3)) / wanted.square().sum((1, 2, 3))
-        change = ((images - yellow).square() * same).sum((1, 2, 3)) / same.sum((1, 2, 3))
+        success = ((images - yellow) * wanted).sum() / wanted.square().sum()
+        change = ((images - yellow).square() * same).sum() / same.sum()
         real = (judge.judge(images).house == TWEMOJI).float()
-        return [success.mean().item(), change.sqrt().mean().item(), real.mean().item()]
+        return [success.item(), change.sqrt().item(), real.mean().item()]
 
-    of_source = learn(unet, people("noto", "source")[0][: p.shots])
+    of_source = learn(unet, _some(examples[0], p.shots, seed))
     found: Measured = {"truth": measure(dark), "input": measure(yellow)}
+    change = neutral.features(dark) - neutral.features(yellow)
+    found["alike"] = torch.cosine_similarity(change, (known[1] - known[0]).mean(0)[None]).mean()
     found |= {"input images": yellow[:SHOWN], "truth images": dark[:SHOWN]}
     for name in fine_tuned.ARMS[:2]:
         net = students[name][-1]
-        noisy, learned = invert(net, yellow), learn(net, fine_tuned.target(p, seed))
+        noisy, learned = invert(net, yellow), learn(net, _some(targets, p.shots, seed))
         directions: dict[str, tuple[asyrp.Direction, list[float]]] = {
             "learned": (learned, strengths(p)),
             "random": (asyrp.random_like(learned, seed), [1.0]),
@@ -87,3 +92,7 @@ def skin(
             if key != "random":
                 found[f"{name} {key} images"] = torch.stack([images[:SHOWN] for images in edited])
     return found
+
+
+def _some(images: Tensor, n: int, seed: int) -> Tensor:
+    return images[torch.randperm(len(images), generator=rng(seed))[:n]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.ground import finetune as finetuning
 from lib.ground.diffusion import Model, Schedule
 from lib.ground.finetune import Options
-from lib.ground.nets import eps_model
+from lib.ground.nets import eps_model, native_weight
 from lib.ground.train import History
 from lib.record.parameters import non_negative
 
@@ -44,10 +44,12 @@ def loss(
     gamma_distill: float = 3.0,
     lambda_aux: float = 0.1,
     gamma_aux: float = 50.0,
+    native: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of SDFT and its parts by name, detached; a part whose lambda is 0 is neither computed nor named.
 
     Images and noise x0, eps (B, ...), timesteps t (B,). The auxiliary input is `eps` itself, unscaled, at the same t.
+    All errors are weighted by `native` (T,), see `lib.ground.nets.native_weight`; None: by 1, the paper's.
     Each model gets both inputs in one call, so it must not mix the images of a batch (batch normalisation).
     """
     x_t = schedule.add_noise(x0, eps, t)  # (B, ...)
@@ -56,13 +58,16 @@ def loss(
     with torch.no_grad():
         phi = _predict(source, for_distill | for_aux, t)
 
-    parts = {"simple": (eps - theta["x_t"]).square().mean()}
+    own: Any = 1 if native is None else schedule.at(native, t, eps.flatten(1)[:, 0])  # (B,)
+    parts = {"simple": _weighted_error(own, eps, theta["x_t"])}
     total = parts["simple"]
     if lambda_distill:
-        parts["distill"] = _weighted_error(schedule, gamma_distill, t, phi["x_t"], theta["x_t"])  # Eq. (3)
+        w = _weights(schedule, gamma_distill, eps.device, eps.dtype)[t]
+        parts["distill"] = _weighted_error(own * w, phi["x_t"], theta["x_t"])  # Eq. (3)
         total = total + lambda_distill * parts["distill"]
     if lambda_aux:
-        parts["aux"] = _weighted_error(schedule, gamma_aux, t, phi["eps"], theta["eps"])  # Eq. (5)
+        w = _weights(schedule, gamma_aux, eps.device, eps.dtype)[t]
+        parts["aux"] = _weighted_error(own * w, phi["eps"], theta["eps"])  # Eq. (5)
         total = total + lambda_aux * parts["aux"]
     return total, {name: part.detach() for name, part in parts.items()}
 
@@ -85,6 +90,7 @@ def finetune(
     layout: Any = {"memory_format": torch.channels_last}  # twice as fast on a CPU
     student = copy.deepcopy(source).to(**layout).requires_grad_(True)
     teacher = copy.deepcopy(source).to(**layout).requires_grad_(False).eval()
+    terms["native"] = native_weight(source, schedule)
     total = partial(loss, noise_of(student), noise_of(teacher), schedule, **terms)
     return student, finetuning.finetune(
         student, schedule, images, total, steps, options, lambda i, _: on_step(i, student)
@@ -99,9 +105,9 @@ def _predict(model: Model, inputs: dict[str, Tensor], t: Tensor) -> dict[str, Te
     return dict(zip(inputs, output.chunk(len(inputs)), strict=True))
 
 
-def _weighted_error(schedule: Schedule, gamma: float, t: Tensor, phi: Tensor, theta: Tensor) -> Tensor:
-    """Return the mean over the batch of ``w_gamma(t) |phi - theta|^2``."""
-    return (_weights(schedule, gamma, theta.device, theta.dtype)[t] * (phi - theta).square().flatten(1).mean(1)).mean()
+def _weighted_error(w: Any, phi: Tensor, theta: Tensor) -> Tensor:
+    """Return the mean over the batch of ``w |phi - theta|^2``, w (B,) or a number."""
+    return (w * (phi - theta).square().flatten(1).mean(1)).mean()
 
 
 @lru_cache(maxsize=8)

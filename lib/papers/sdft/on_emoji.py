@@ -3,7 +3,7 @@
 Noto is the source and Twemoji the target. Pictures are compared in the features of a network that nobody here trained.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,17 +26,26 @@ from lib.worlds.emoji_judge import Judge
 from lib.worlds.emoji_measures import Space
 
 Measured = dict[str, Any]  # numbers and arrays by name
-TWEMOJI = emoji.HOUSES.index("twemoji")
+NOTO, TWEMOJI = range(2)
 MISSING = [emoji.CATEGORIES.index(name) for name in ("Animals & Nature", "Food & Drink")]
-SAMPLED = ("realism", "agreement", "coverage", "variety", "frechet")  # measures of `limited_data`
+SAMPLED = ("realism", "agreement", "coverage", "variety", "frechet", "quality")  # measures of `limited_data`
 TRANSLATED = ("realism", "partner", "partner5", "truth", "input")  # measures of `translations`
 GUIDED = ("SDEdit", "ILVR", "EGSDE")  # translators with a start time
+DRIFT = (500, 750, 950)  # timesteps at which it is measured how far a student has moved
+AXES = 32  # of the distance to the few target pictures that were not seen
 SHOWN = 10  # pictures kept
 
 
 def rng(seed: int) -> torch.Generator:
     """Return a fresh generator: what gets one of the same seed sees the same noise."""
     return torch.Generator().manual_seed(seed)
+
+
+def samples(net: Any, schedule: Schedule, n: int, steps: int, seed: int) -> Tensor:
+    """Draw n pictures by ancestral sampling: networks of one seed see the same noises, at the start and later."""
+    generator = rng(seed)
+    noise = torch.randn(n, 3, emoji.SIZE, emoji.SIZE, generator=generator)
+    return diffusion.sample(quick_model(net), schedule, noise, steps, generator, device=net.device)
 
 
 def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
@@ -50,15 +59,18 @@ def limited_data(
 ) -> Measured:
     """S2: samples of every student from the noises of the source's samples; SAMPLED at each checkpoint.
 
-    An arm's array is (checkpoints, measures), the source's (measures,); "ARM images" are (SHOWN, 3, 32, 32).
+    An arm's array is (checkpoints, measures), the source's (measures,); "ARM images" are (SHOWN, 3, 32, 32), and "ARM
+    drift" (checkpoints, 2) that of :func:`drift`. The arm "averaged" is half-way from the source to the naive student.
+    "real" and "real kinds" are what real drawings score: of all of Twemoji, and of the target's kinds only.
     """
-    noise = torch.randn(p.samples, 3, emoji.SIZE, emoji.SIZE, generator=rng(seed))
-    full = space.features["twemoji"][emoji.drawings("twemoji").tones == 0]
+    drawn = emoji.drawings("twemoji")
+    plain, features = torch.nonzero(drawn.tones == 0).flatten(), space.features["twemoji"]
+    _, left = fine_tuned.target(p, seed)
+    test = emoji.limited("test").images
+    unseen = neutral.features(torch.cat([left, test]))
+    everything = features[plain]
 
-    def draw(net: Any) -> Tensor:
-        return diffusion.sample(quick_model(net), schedule, noise, p.sampling_steps, rng(seed), device=unet.device)
-
-    def measure(images: Tensor, seen: Tensor) -> list[float]:
+    def measure(images: Tensor, seen: Tensor, of_source: Tensor) -> list[float]:
         said, spread = judge.judge(images), torch.cdist(seen, seen).square()
         real = said.house == TWEMOJI
         covered = real & torch.isin(said.category, torch.tensor(MISSING))
@@ -67,17 +79,44 @@ def limited_data(
             emoji_measures.found(seen, of_source, torch.arange(len(seen))),
             covered.float().mean().item(),
             (spread.sum() / (len(seen) * (len(seen) - 1))).item(),
-            space.frechet(seen, full),
+            space.frechet(seen, everything),
+            space.frechet(seen, unseen, AXES),
         ]
 
-    plain = draw(unet)
-    of_source = neutral.features(plain)
-    found: Measured = {"source": measure(plain, of_source), "source images": plain[:SHOWN]}
-    for arm, nets in students.items():
-        drawn = [draw(net) for net in nets]
-        found[arm] = [measure(images, neutral.features(images)) for images in drawn]
-        found[f"{arm} images"] = drawn[-1][:SHOWN]
+    start = samples(unet, schedule, p.samples, p.sampling_steps, seed)
+    of_source = neutral.features(start)
+    found: Measured = {"source": measure(start, of_source, of_source), "source images": start[:SHOWN]}
+    some = plain[torch.randperm(len(plain), generator=rng(seed))[: p.samples]]
+    found["real"] = measure(drawn.images[some], features[some], of_source[: len(some)])
+    pictures = torch.cat([left, test])
+    found["real kinds"] = measure(pictures[: p.samples], unseen[: p.samples], of_source[: len(pictures)])
+    nets = students | {"averaged": [fine_tuned.averaged(unet, net) for net in students["naive"]]}
+    for arm, at in nets.items():
+        drawn_by = [samples(net, schedule, p.samples, p.sampling_steps, seed) for net in at]
+        found[arm] = [measure(images, neutral.features(images), of_source) for images in drawn_by]
+        found[f"{arm} images"] = drawn_by[-1][:SHOWN]
+        found[f"{arm} drift"] = [drift(unet, net, schedule, seed) for net in at]
     return found
+
+
+@torch.no_grad()
+def drift(unet: Any, net: Any, schedule: Schedule, seed: int) -> tuple[float, float]:
+    """Return the mean squared difference of two networks' clean images, on noised Noto drawings and on pure noise.
+
+    Relative to what the drawings' own are; the mean over the timesteps `DRIFT`.
+    """
+    x0 = emoji.drawings("noto", "test", lambda one: not one.kind.startswith("person")).images[:48].to(net.device)
+    eps = torch.randn(x0.shape, generator=rng(seed)).to(net.device)
+    found = []
+    for t in DRIFT:
+        inputs = torch.cat([schedule.add_noise(x0, eps, t), eps])
+        old, new = (
+            schedule.x0_from_eps(inputs, quick_model(one)(inputs, diffusion.batch_of(t, inputs)), t)
+            for one in (unet, net)
+        )
+        found.append([part.square().mean().item() for part in (new - old).chunk(2)])
+    on_drawings, on_noise = np.mean(found, axis=0) / x0.square().mean().item()
+    return on_drawings, on_noise
 
 
 def starts(p: Any) -> list[float]:
@@ -90,16 +129,17 @@ def translations(
 ) -> Measured:
     """S3 and S5: held-out Noto drawings translated by five methods, and pairs of source and student from one noise.
 
-    "METHOD STUDENT" is (starts, TRANSLATED), "METHOD STUDENT images" (starts, SHOWN, ...). "truth", "input",
-    "filtered" and "other" are TRANSLATED of the partner itself, of the input, of what the low-pass leaves of it and of
-    another drawing of the target: ceilings and floors. "pairs STUDENT" is (2: realism, agreement).
+    "METHOD STUDENT" is (starts, TRANSLATED), "METHOD STUDENT images" (starts, SHOWN, ...); "DDIB STUDENT" and "pairs
+    STUDENT" (2: realism, agreement) have checkpoints instead of starts. "truth", "input", "filtered" and "other" are
+    TRANSLATED of the partner itself, of the input, of what the low-pass leaves of it and of another drawing of the
+    target: ceilings and floors.
     """
     noto, twemoji = (emoji.drawings(house, "test") for house in emoji.HOUSES)
     plain = torch.nonzero(noto.tones == 0).flatten()
     chosen = torch.randperm(len(plain), generator=rng(seed))[: p.inputs]
     candidates = space.features["twemoji"][_rows("test")]  # in the order of `plain`
     x, truth = (drawn.images[plain[chosen]].to(unet.device) for drawn in (noto, twemoji))
-    source, models = quick_model(unet), {arm: quick_model(nets[-1]) for arm, nets in students.items()}
+    source, last = quick_model(unet), {arm: quick_model(nets[-1]) for arm, nets in students.items()}
 
     def measure(images: Tensor) -> list[float]:
         seen, images = neutral.features(images), images.clamp(-1, 1)
@@ -113,41 +153,55 @@ def translations(
     found: Measured = {name: measure(images) for name, images in known.items()}
     found |= {f"{name} images": known[name][:SHOWN] for name in ("input", "filtered", "truth")}
 
-    classifier, noto_seen = NoisedClassifier(unet), emoji.drawings("noto", "source").images
-    data = noto_seen.to(unet.device), fine_tuned.target(p, seed).to(unet.device)
-    train_noised(classifier, schedule, *data, p.classifier_steps, p.classifier_batch, p.classifier_lr, seed)
-    found["told"] = accuracy(classifier, schedule, x.cpu(), truth.cpu(), round(p.told_at * schedule.T), seed)
+    E, found["told"] = domains(seed, p, unet, schedule)
     walk = translation.Sampler(schedule, p.steps, p.eta, clip=True)
-    paired = replace(walk, eta=0.1)  # of CycleDiffusion
-    first = diffusion.ddim_timesteps(schedule.T, p.steps)[-1].item()
     cycle = [_level(share, p.steps) for share in (p.cycle_start, 0.1)]
     methods: dict[str, Callable[[Any, int], Tensor]] = {
         "SDEdit": lambda model, t: translation.sdedit(model, walk, x, rng(seed), t),
         "ILVR": lambda model, t: translation.ilvr(model, walk, x, rng(seed), t, phi),
-        "EGSDE": lambda model, t: egsde(
-            model, classifier.features, walk, x, rng(seed), t, lambda_i=p.lambda_i, phi=phi
+        "EGSDE": lambda model, t: egsde(model, E, walk, x, rng(seed), t, lambda_i=p.lambda_i, phi=phi),
+        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(
+            source, model, replace(walk, eta=0.1), x, rng(seed), *cycle
         ),
-        "DDIB": lambda model, _: translation.ddib(source, model, paired, x, int(first), p.iterations),
-        "CycleDiffusion": lambda model, _: translation.cycle_diffusion(source, model, paired, x, rng(seed), *cycle),
     }
     for method, translate in methods.items():
-        times = starts(p) if method in GUIDED else [0.0]  # the others have one setting
-        for arm in models if method == "SDEdit" else fine_tuned.ARMS[:2]:
-            outputs = [translate(models[arm], _level(start, p.steps)) for start in times]
+        times = starts(p) if method in GUIDED else [0.0]
+        for arm in last if method == "SDEdit" else fine_tuned.ARMS[:2]:
+            outputs = [translate(last[arm], _level(start, p.steps)) for start in times]
             found[f"{method} {arm}"] = [measure(y) for y in outputs]
             found[f"{method} {arm} images"] = torch.stack([y[:SHOWN].cpu() for y in outputs])
 
     noise = torch.randn(p.pairs, 3, emoji.SIZE, emoji.SIZE, generator=rng(seed))
+    inverted = diffusion.invert_ddim(source, schedule, x, p.steps, p.iterations)
     seen = diffusion.sample(source, schedule, noise, p.steps, device=unet.device)
-    described = neutral.features(seen)
-    found["pairs images"] = seen[:SHOWN]
-    for arm in fine_tuned.ARMS[:2]:
-        images = diffusion.sample(models[arm], schedule, noise, p.steps, device=unet.device)
-        agreed = emoji_measures.found(neutral.features(images), described, torch.arange(p.pairs))
-        found[f"pairs {arm}"] = [(judge.judge(images).house == TWEMOJI).float().mean().item(), agreed]
-        found[f"pairs {arm} images"] = images[:SHOWN]
-    back = translation.ddib(source, source, paired, x, int(first), p.iterations)
+    described, found["pairs images"] = neutral.features(seen), seen[:SHOWN]
+    for arm, nets in students.items():
+        decoded = [diffusion.sample(quick_model(net), schedule, noise, p.steps, device=unet.device) for net in nets]
+        found[f"pairs {arm}"] = [
+            [
+                (judge.judge(images).house == TWEMOJI).float().mean().item(),
+                emoji_measures.found(neutral.features(images), described, torch.arange(p.pairs)),
+            ]
+            for images in decoded
+        ]
+        outputs = [diffusion.sample_ddim(quick_model(net), schedule, inverted, p.steps, clip=True) for net in nets]
+        found[f"DDIB {arm}"] = [measure(y) for y in outputs]
+        found |= {f"pairs {arm} images": decoded[-1][:SHOWN], f"DDIB {arm} images": outputs[-1][:SHOWN]}
+    back = diffusion.sample_ddim(source, schedule, inverted, p.steps)
     return found | {"round trip": (back - x).square().mean().sqrt()}
+
+
+def domains(seed: int, p: Any, unet: Any, schedule: Schedule) -> tuple[Any, Sequence[float]]:
+    """Return the features of a noised classifier of the two houses (EGSDE's E), and the shares that it tells of each.
+
+    It sees the target's kinds only, of both houses, so that it learns the house; it is judged on the test part.
+    """
+    classifier, seen = NoisedClassifier(unet), fine_tuned.target(p, seed)[0]
+    options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": seed}
+    noto = emoji.limited("source", "noto").images
+    train_noised(classifier, schedule, noto, seen, p.classifier_steps, **options)
+    of_noto, of_twemoji = (emoji.limited("test", house).images for house in emoji.HOUSES)
+    return classifier.features, accuracy(classifier, schedule, of_noto, of_twemoji, round(p.told_at * schedule.T), seed)
 
 
 def _rows(part: str) -> Tensor:

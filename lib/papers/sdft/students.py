@@ -16,6 +16,7 @@ from lib.ground.finetune import Options
 from lib.ground.nets import fingerprint
 from lib.ground.precision import quick_model
 from lib.papers.sdft import method as sdft
+from lib.record.code import digest
 from lib.record.files import write_atomic
 from lib.worlds import emoji, emoji_judge, emoji_measures, sources
 
@@ -34,10 +35,11 @@ def terms(p: Any, arm: str) -> dict[str, float]:
     return lambdas | {"gamma_distill": held * p.gamma_distill, "gamma_aux": held * p.gamma_aux}
 
 
-def target(p: Any, seed: int) -> Tensor:
-    """Return the target pictures of a seed, (shots, 3, 32, 32), drawn from the limited and biased ones."""
+def target(p: Any, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the target pictures of a seed, (shots, 3, 32, 32), and those left of the limited and biased ones."""
     pool = emoji.limited().images
-    return pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: p.shots]]
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+    return pool[order[: p.shots]], pool[order[p.shots :]]
 
 
 def finetuned(p: Any, seed: int, arm: str, unet: Any, schedule: Schedule) -> list[Any]:
@@ -55,11 +57,11 @@ def finetuned(p: Any, seed: int, arm: str, unet: Any, schedule: Schedule) -> lis
                 weights = {name: value.half().contiguous() for name, value in net.state_dict().items()}
                 write_atomic(draft / f"{i}.safetensors", save(weights))
 
-        images = target(p, seed).to(unet.device)
+        images = target(p, seed)[0].to(unet.device)
         sdft.finetune(unet, schedule, images, steps[-1], options, keep, quick_model, **given)
 
     settings = {"source": fingerprint(unet), "shots": p.shots, "steps": steps, "batch": p.batch, "lr": p.lr} | given
-    sources.artefact(folder, settings, make)
+    sources.artefact(folder, settings | {"code": digest(finetuned)}, make)
     students = [copy.deepcopy(unet) for _ in steps]
     for student, i in zip(students, steps, strict=True):
         student.load_state_dict(load_file(folder / f"{i}.safetensors"))
@@ -74,3 +76,11 @@ def trained(p: Any, seed: int) -> World:
     unet, schedule = sources.load(p.source, p.device)
     students = {arm: finetuned(p, seed, arm, unet, schedule) for arm in ARMS}
     return unet, schedule, emoji_judge.load(), emoji_measures.space(p.artefacts), students
+
+
+def averaged(first: Any, second: Any) -> Any:
+    """Return a network half-way between two of one architecture: less moved, without any training."""
+    between = copy.deepcopy(first)
+    weights = second.state_dict()
+    between.load_state_dict({name: (value + weights[name]) / 2 for name, value in first.state_dict().items()})
+    return between
