@@ -212,11 +212,11 @@ def gain_at_equal_realism(ours: Tensor, other: Tensor) -> float:
     """Return how much more agreement one trade-off curve has than another at the same realism.
 
     Curves are checkpoints (k, 2), realism and agreement, in any order, interpolated linearly; the difference is
-    averaged over the realism that both reach. Not a number if they have none in common.
+    averaged over the realism that both reach. Not a number if that is less than a fifth of the wider curve's.
     """
     (x, y), (u, v) = (np.asarray(sorted(map(tuple, curve.tolist()))).T for curve in (ours, other))
     low, high = max(x[0], u[0]), min(x[-1], u[-1])
-    if low > high:
+    if high - low < max(x[-1] - x[0], u[-1] - u[0]) / 5:
         return math.nan
     grid = np.linspace(low, high, 101)
     return float((np.interp(grid, x, y) - np.interp(grid, u, v)).mean())

@@ -13,6 +13,7 @@ from lib.measures import distances, neutral
 from lib.record.files import write_atomic
 from lib.worlds import emoji
 
+SKIN = torch.tensor([[247, 222, 206], [243, 210, 162], [213, 171, 136], [175, 126, 87], [124, 83, 62]]) / 127.5 - 1
 AXES = 64  # principal components in which Frechet and kernel distances are taken: there are a few hundred pictures
 
 
@@ -47,6 +48,15 @@ def space(folder: Path) -> Space:
     both = torch.cat([features[house][plain] for house in emoji.HOUSES])
     mean = both.mean(0)
     return Space(features, mean, torch.linalg.svd(both - mean, full_matrices=False).Vh[:AXES].T)
+
+
+def toned(images: Tensor) -> Tensor:
+    """Return which images (n, 3, h, w) show one of Twemoji's five skin tones, (n,): on 3 % of their pixels or more.
+
+    True of 89 % of the test part's drawings in a tone, and of 5 % of its other ones, among them brown animals.
+    """
+    apart = (images[:, None] - SKIN.to(images)[:, :, None, None]).square().mean(2).sqrt()  # (n, 5, h, w)
+    return (apart.amin(1) < 0.06).float().mean((1, 2)) > 0.03
 
 
 def ranks(features: Tensor, candidates: Tensor, partners: Tensor) -> Tensor:

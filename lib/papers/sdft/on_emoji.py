@@ -27,7 +27,6 @@ from lib.worlds.emoji_measures import Space
 
 Measured = dict[str, Any]  # numbers and arrays by name
 NOTO, TWEMOJI = range(2)
-MISSING = [emoji.CATEGORIES.index(name) for name in ("Animals & Nature", "Food & Drink")]
 SAMPLED = ("realism", "agreement", "coverage", "variety", "frechet", "quality")  # measures of `limited_data`
 TRANSLATED = ("realism", "partner", "partner5", "truth", "input")  # measures of `translations`
 GUIDED = ("SDEdit", "ILVR", "EGSDE")  # translators with a start time
@@ -73,7 +72,7 @@ def limited_data(
     def measure(images: Tensor, seen: Tensor, of_source: Tensor) -> list[float]:
         said, spread = judge.judge(images), torch.cdist(seen, seen).square()
         real = said.house == TWEMOJI
-        covered = real & torch.isin(said.category, torch.tensor(MISSING))
+        covered = real & emoji_measures.toned(images.cpu())
         return [
             real.float().mean().item(),
             emoji_measures.found(seen, of_source, torch.arange(len(seen))),
