@@ -62,12 +62,12 @@ def limited_data(
     drift" (checkpoints, 2) that of :func:`drift`. The arm "averaged" is half-way from the source to the naive student.
     "real" and "real kinds" are what real drawings score: of all of Twemoji, and of the target's kinds only.
     """
-    drawn = emoji.drawings("twemoji")
-    plain, features = torch.nonzero(drawn.tones == 0).flatten(), space.features["twemoji"]
+    drawn, features = emoji.drawings("twemoji"), space.features["twemoji"]
     _, left = fine_tuned.target(p, seed)
-    test = emoji.limited("test").images
-    unseen = neutral.features(torch.cat([left, test]))
-    everything = features[plain]
+    pictures = torch.cat([left, emoji.limited("test").images])
+    unseen = neutral.features(pictures)
+    each = emoji.one_of_each(drawn, seed)
+    everything = features[each]
 
     def measure(images: Tensor, seen: Tensor, of_source: Tensor) -> list[float]:
         said, spread = judge.judge(images), torch.cdist(seen, seen).square()
@@ -85,11 +85,11 @@ def limited_data(
     start = samples(unet, schedule, p.samples, p.sampling_steps, seed)
     of_source = neutral.features(start)
     found: Measured = {"source": measure(start, of_source, of_source), "source images": start[:SHOWN]}
-    some = plain[torch.randperm(len(plain), generator=rng(seed))[: p.samples]]
+    some = each[torch.randperm(len(each), generator=rng(seed))[: p.samples]]
     found["real"] = measure(drawn.images[some], features[some], of_source[: len(some)])
-    pictures = torch.cat([left, test])
     found["real kinds"] = measure(pictures[: p.samples], unseen[: p.samples], of_source[: len(pictures)])
-    nets = students | {"averaged": [fine_tuned.averaged(unet, net) for net in students["naive"]]}
+    nets = students | {fine_tuned.STRONG: fine_tuned.finetuned(p, seed, fine_tuned.STRONG, unet, schedule)}
+    nets["averaged"] = [fine_tuned.averaged(unet, net) for net in students["naive"]]
     for arm, at in nets.items():
         drawn_by = [samples(net, schedule, p.samples, p.sampling_steps, seed) for net in at]
         found[arm] = [measure(images, neutral.features(images), of_source) for images in drawn_by]
@@ -128,8 +128,8 @@ def translations(
 ) -> Measured:
     """S3 and S5: held-out Noto drawings translated by five methods, and pairs of source and student from one noise.
 
-    "METHOD STUDENT" is (starts, TRANSLATED), "METHOD STUDENT images" (starts, SHOWN, ...); "DDIB STUDENT" and "pairs
-    STUDENT" (2: realism, agreement) have checkpoints instead of starts. "truth", "input", "filtered" and "other" are
+    "METHOD STUDENT" is (starts, TRANSLATED), "METHOD STUDENT images" (starts, SHOWN, ...); of DDIB and CycleDiffusion
+    there is one. "pairs STUDENT" is (checkpoints, 2: realism, agreement). "truth", "input", "filtered" and "other" are
     TRANSLATED of the partner itself, of the input, of what the low-pass leaves of it and of another drawing of the
     target: ceilings and floors.
     """
@@ -183,9 +183,9 @@ def translations(
             ]
             for images in decoded
         ]
-        outputs = [diffusion.sample_ddim(quick_model(net), schedule, inverted, p.steps, clip=True) for net in nets]
-        found[f"DDIB {arm}"] = [measure(y) for y in outputs]
-        found |= {f"pairs {arm} images": decoded[-1][:SHOWN], f"DDIB {arm} images": outputs[-1][:SHOWN]}
+        output = diffusion.sample_ddim(last[arm], schedule, inverted, p.steps, clip=True)
+        found[f"DDIB {arm}"] = [measure(output)]
+        found |= {f"pairs {arm} images": decoded[-1][:SHOWN], f"DDIB {arm} images": output[None, :SHOWN]}
     back = diffusion.sample_ddim(source, schedule, inverted, p.steps)
     return found | {"round trip": (back - x).square().mean().sqrt()}
 

@@ -23,16 +23,15 @@ from lib.worlds import emoji, emoji_judge, emoji_measures, sources
 Students = dict[str, list[Any]]  # an arm's U-Net at each checkpoint
 World = tuple[Any, Schedule, emoji_judge.Judge, emoji_measures.Space, Students]
 ARMS = ("naive", "SDFT", "naive again")  # the last is the control: the first one's pictures in another order
-SINGLE = ("distill", "aux", "gamma 0")  # one term alone; both with a constant weight
+STRONG = "SDFT, 10 lambda"  # beyond the paper
 AGAIN = 500_000  # added to the seed of the control's order and noises
 
 
 def terms(p: Any, arm: str) -> dict[str, float]:
     """Return lambdas and gammas of an arm."""
-    distill, aux = {"naive": (0, 0), "naive again": (0, 0), "distill": (1, 0), "aux": (0, 1)}.get(arm, (1, 1))
-    held = float(arm != "gamma 0")
-    lambdas = {"lambda_distill": distill * p.lambda_sdft, "lambda_aux": aux * p.lambda_sdft}
-    return lambdas | {"gamma_distill": held * p.gamma_distill, "gamma_aux": held * p.gamma_aux}
+    value = {"SDFT": 1, STRONG: 10}.get(arm, 0) * p.lambda_sdft
+    lambdas = {"lambda_distill": value, "lambda_aux": value}
+    return lambdas | {"gamma_distill": p.gamma_distill, "gamma_aux": p.gamma_aux}
 
 
 def target(p: Any, seed: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +46,7 @@ def finetuned(p: Any, seed: int, arm: str, unet: Any, schedule: Schedule) -> lis
 
     Files hold half precision, as the source's does.
     """
-    folder, steps = p.artefacts / "students" / str(seed) / arm.replace(" ", "-"), sorted(set(p.checkpoints))
+    folder, steps = p.artefacts / "students" / str(seed) / arm.replace(",", "").replace(" ", "-"), sorted(set(p.checkpoints))
     given = terms(p, arm)
     options = Options(p.batch, p.lr, seed + AGAIN * (arm == "naive again"), flip=True)
 
