@@ -78,10 +78,10 @@ class Draw:
         self.embed = neutral.embedding(unet.device)
 
     def classifier(self) -> NoisedClassifier:
-        """Return a classifier of noised images that has seen the source's pictures and the shots."""
+        """Return a classifier of noised images that has seen the source's pictures and the shots, mirrored, shifted."""
         p, classifier = self.p, NoisedClassifier(self.unet)
         options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": self.seed}
-        train_noised(classifier, self.schedule, self.source, self.shots, p.classifier_steps, **options)
+        train_noised(classifier, self.schedule, *map(_moved, (self.source, self.shots)), p.classifier_steps, **options)
         return classifier
 
     def sample(self, unet: Any) -> Tensor:
@@ -198,6 +198,12 @@ def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int 
         return unet, unet
     unet.eval()  # dropout, if there is any, belongs to the trained part
     return unet, nets.seeded(seed, lambda: Adaptor.attach(unet, **adaptor))
+
+
+def _moved(images: Tensor) -> Tensor:
+    """Return images and their mirrors, both shifted by up to two pixels."""
+    both = torch.cat([images, images.flip(-1)])
+    return torch.cat([both.roll((down, right), (2, 3)) for down in (-2, 0, 2) for right in (-2, 0, 2)])
 
 
 def _near(samples: Tensor, real: Tensor) -> Tensor:
