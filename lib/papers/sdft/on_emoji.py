@@ -88,7 +88,7 @@ def limited_data(
     some = each[torch.randperm(len(each), generator=rng(seed))[: p.samples]]
     found["real"] = measure(drawn.images[some], features[some], of_source[: len(some)])
     found["real kinds"] = measure(pictures[: p.samples], unseen[: p.samples], of_source[: len(pictures)])
-    nets = students | {fine_tuned.STRONG: fine_tuned.finetuned(p, seed, fine_tuned.STRONG, unet, schedule)}
+    nets = students | {fine_tuned.WEAK: fine_tuned.finetuned(p, seed, fine_tuned.WEAK, unet, schedule)}
     nets["averaged"] = [fine_tuned.averaged(unet, net) for net in students["naive"]]
     for arm, at in nets.items():
         drawn_by = [samples(net, schedule, p.samples, p.sampling_steps, seed) for net in at]

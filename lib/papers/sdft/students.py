@@ -23,13 +23,13 @@ from lib.worlds import emoji, emoji_judge, emoji_measures, sources
 Students = dict[str, list[Any]]  # an arm's U-Net at each checkpoint
 World = tuple[Any, Schedule, emoji_judge.Judge, emoji_measures.Space, Students]
 ARMS = ("naive", "SDFT", "naive again")  # the last is the control: the first one's pictures in another order
-STRONG = "SDFT, 10 lambda"  # beyond the paper
+WEAK = "SDFT, a tenth"  # of the lambda
 AGAIN = 500_000  # added to the seed of the control's order and noises
 
 
 def terms(p: Any, arm: str) -> dict[str, float]:
     """Return lambdas and gammas of an arm."""
-    value = {"SDFT": 1, STRONG: 10}.get(arm, 0) * p.lambda_sdft
+    value = {"SDFT": 1, WEAK: 0.1}.get(arm, 0) * p.lambda_sdft
     lambdas = {"lambda_distill": value, "lambda_aux": value}
     return lambdas | {"gamma_distill": p.gamma_distill, "gamma_aux": p.gamma_aux}
 
@@ -46,7 +46,10 @@ def finetuned(p: Any, seed: int, arm: str, unet: Any, schedule: Schedule) -> lis
 
     Files hold half precision, as the source's does.
     """
-    folder, steps = p.artefacts / "students" / str(seed) / arm.replace(",", "").replace(" ", "-"), sorted(set(p.checkpoints))
+    folder, steps = (
+        p.artefacts / "students" / str(seed) / arm.replace(",", "").replace(" ", "-"),
+        sorted(set(p.checkpoints)),
+    )
     given = terms(p, arm)
     options = Options(p.batch, p.lr, seed + AGAIN * (arm == "naive again"), flip=True)
 
