@@ -25,13 +25,15 @@
 # + \lambda_d\, w_{\gamma_d}(t)\, \|\epsilon_\phi(x_t, t) - \epsilon_\theta(x_t, t)\|^2
 # + \lambda_a\, w_{\gamma_a}(t)\, \|\epsilon_\phi(\epsilon, t) - \epsilon_\theta(\epsilon, t)\|^2$$
 #
-# with the source $\epsilon_\phi$ frozen and the student $\epsilon_\theta$ a copy of it; $\gamma$ is the paper's. The arms of a seed see the same pictures, timesteps and noises in the same order, and are sampled with the
-# same noises, at the start and at every step (ancestral sampling with one seed, as the authors' sampling script does).
-# A seed is a new draw of the hundred pictures and new randomness everywhere. We measure at several checkpoints:
+# with the source $\epsilon_\phi$ frozen and the student $\epsilon_\theta$ a copy of it; $\gamma$ is the paper's. The
+# arms of a seed see the same pictures, timesteps and noises in the same order, and are sampled with the same noises,
+# at the start and at every step (ancestral sampling with one seed, as the authors' sampling script does). A seed is a
+# new draw of the hundred pictures and new randomness everywhere. We measure at several checkpoints:
 #
 # - *realism*: share of samples that a small classifier of our own takes for Twemoji's;
-# - *agreement*: share of samples for which, of all samples of the source, that from the same noise is the most alike, in
-#   the features of a network that nobody here trained (EfficientNet-Lite0 on ImageNet), each set about its own mean;
+# - *agreement*: share of samples for which, of all samples of the source, that from the same noise is the most alike,
+#   in the features of a network that nobody here trained (EfficientNet-Lite0 on ImageNet), each set about its own
+#   mean;
 # - *coverage*: share of samples that are Twemoji's and in one of its five skin tones, of which the target has none;
 # - *variety*: mean squared distance of two samples in those features;
 # - *Frechet distance* to Twemoji's drawings of all 845 emoji, each in a tone at random, in 64 components of those
@@ -79,8 +81,8 @@ run = record.start("60_finetune", globals())
 p = run.parameters
 
 # %% [markdown]
-# The distillation terms in code, for one batch of the target pictures: two models stand in for student and source, which
-# differ by a tenth of the noise everywhere.
+# The distillation terms in code, for one batch of the target pictures: two models stand in for student and source,
+# which differ by a tenth of the noise everywhere.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -100,8 +102,8 @@ alt = "Forty of the hundred target pictures, Twemoji's faces and people, all wit
 figures.show(run, "target", lambda: figures.image_grid(shown, 20, cell=0.35), alt, "png")
 
 # %% [markdown]
-# `students.trained` fine-tunes the students of a seed and keeps them at each checkpoint, for the notebook on translating
-# too; `limited_data` samples and measures them.
+# `students.trained` fine-tunes the students of a seed and keeps them at each checkpoint, for the notebook on
+# translating too; `limited_data` samples and measures them.
 
 # %%
 found = run.replicates(on_emoji.limited_data, own=students.trained)  # an arm: (seeds, checkpoints, measures)

@@ -10,9 +10,10 @@
 # # SDFT: can a small model be edited in its middle?
 #
 # ## Question
-# A diffusion model holds a semantic space in the middle of its U-Net (h-space; Kwon et al., ICLR 2023, Asyrp). SDFT (Hur
-# et al., WACV 2024) edits fine-tuned models there, towards expressions and ages that their target pictures lack and
-# their source had. To ask which fine-tuning leaves more of that, the source itself must be editable first. Is ours?
+# A diffusion model holds a semantic space in the middle of its U-Net (h-space; Kwon et al., ICLR 2023, Asyrp). SDFT
+# (Hur et al., WACV 2024) edits fine-tuned models there, towards expressions and ages that their target pictures lack
+# and their source had. To ask which fine-tuning leaves more of that, the source itself must be editable first. Is
+# ours?
 #
 # ## Claim
 # **S4** (Supplement, Sec. 5, Figs. 5-6). Text-guided editing works better on an SDFT model and keeps identity.
@@ -63,6 +64,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from lib.ground.diffusion import linear
 from lib.papers.baselines import asyrp
 from lib.papers.sdft import edits
 from lib.record import figures, run as record
@@ -75,8 +77,6 @@ p = run.parameters
 
 # %%
 # NBVAL_CHECK_OUTPUT
-from lib.ground.diffusion import linear
-
 x, eps, edited = torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), 0.1), torch.full((1, 3, 2, 2), 0.2)
 following, clean = asyrp.asymmetric_step(linear(), x, eps, edited, (500, 450))
 print(f"next sample {following.mean():.4f}, predicted clean image {clean.mean():.4f}")
@@ -118,8 +118,8 @@ rows |= {
 }
 rows["truth"] = found["truth images"][0]
 grid = np.concatenate([images[:10] for images in rows.values()])
-alt = "Noto's people in yellow, edited towards dark skin by both directions, and Noto's own dark drawings. At the largest "
-alt += f"strength, success / change: {ends}."
+alt = "Noto's people in yellow, edited towards dark skin by both directions, and Noto's own dark drawings. At the "
+alt += f"largest strength, success / change: {ends}."
 columns = len(rows["input"][:10])
 figures.show(run, "edits", lambda: figures.image_grid(grid, columns, row_labels=list(rows)), alt, "png")
 
@@ -150,7 +150,8 @@ run.claim("S4")
 
 # %% [markdown]
 # ## Limits
-# - One attribute, one source model. Skin is a colour that has to be put in the right places; an expression might differ.
+# - One attribute, one source model. Skin is a colour that has to be put in the right places; an expression might
+#   differ.
 # - Features of photographs stand in for CLIP's; Adam and batches for gradient descent picture by picture.
 # - The official code splits the U-Net and runs its encoder once a step; ours calls the whole U-Net twice, which gives
 #   the same numbers. Its quality boosting (noise at the last steps) is left out.

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lib.ground import diffusion
-from lib.ground.diffusion import Schedule
 from lib.ground.precision import quick_model
 from lib.measures import clip, neutral
 from lib.papers.baselines import asyrp
