@@ -6,7 +6,6 @@ Inception, so values compare runs of this companion and nothing else.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,17 +130,6 @@ def accuracy(classifier: Classifier, digits: data.Digits, domain: int) -> tuple[
 def realism(verdicts: Verdicts, domain: int = HANDWRITTEN) -> float:
     """Return the share of images recognised as being of `domain`."""
     return (verdicts.domain == domain).float().mean().item()
-
-
-def coverage(verdicts: Verdicts, digits: Sequence[int], domain: int = HANDWRITTEN) -> float:
-    """Return the share of images that show one of `digits` and are of `domain`."""
-    shown = torch.isin(verdicts.digit, torch.tensor(list(digits))) & (verdicts.domain == domain)
-    return shown.float().mean().item()
-
-
-def agreement(first: Verdicts, second: Verdicts) -> float:
-    """Return the share of pairs (one image of each set, such as samples from equal noise) that show the same digit."""
-    return (first.digit == second.digit).float().mean().item()
 
 
 def histogram(verdicts: Verdicts) -> Tensor:

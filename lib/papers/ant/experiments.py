@@ -1,14 +1,12 @@
-"""ANT on digits as functions of one seed: the arms of claims A3 and A5, the sweeps of claim A6.
+"""ANT on emoji as functions of one seed: the arms of claims A3 and A5.
 
-A seed draws ten shots, one of each class. All arms of a seed see the same shots, timesteps and first noises, and are
-sampled with the same noises at the start and at each step.
+A seed draws ten Twemoji pictures of one kind, the shots. All arms of a seed see the same shots, timesteps and first
+noises, and are sampled with the same noises at the start and at each step.
 """
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,24 +16,36 @@ from torch import Tensor, nn
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
-from lib.measures import distances, perceptual
+from lib.ground.precision import quick_model
+from lib.measures import neutral, perceptual
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.replicates import stacked
-from lib.worlds import digits, judge as judging
+from lib.worlds import emoji, emoji_judge, emoji_measures, sources
 
 Values = dict[str, Any]  # numbers and small arrays
+World = tuple[Any, diffusion.Schedule, emoji_judge.Judge, emoji_measures.Space]
+TWEMOJI = emoji.HOUSES.index("twemoji")
 MEASURES = {
-    "realism": "share handwritten",
+    "realism": "share drawn like Twemoji",
     "frechet": "Frechet distance",
-    "intra_lpips": "Intra-LPIPS (digit features)",
-    "digits": "classes",
-    "distance": "distance to nearest shot",
+    "intra_lpips": "Intra-LPIPS (neutral features)",
+    "closeness": "distance to nearest shot / nearest other",
 }
-SHOTS, SHOWN = 10, 10  # target images; samples of each run that are kept to be shown
+SHOTS, SHOWN, AXES = 10, 10, 32  # target images; samples of a run kept to be shown; of Frechet distances
 TOLD_AT = 250  # timestep at which the classifier of the guidance is judged
-GAMMA, OMEGA = 5.0, 0.02  # the paper's
-TRANSFERRED = 0.8  # share of handwritten samples at which an arm counts as transferred
+
+
+def plain(house: str, part: str, which: Any = lambda one: True) -> emoji.Drawings:
+    """Return a house's drawings in yellow."""
+    drawn = emoji.drawings(house, part, which)
+    return emoji.select(drawn, drawn.tones == 0)
+
+
+def world(p: Any) -> World:
+    """Return what every replicate starts from: source model, noise schedule, judges."""
+    unet, schedule = sources.load(p.source, p.device)
+    return unet, schedule, emoji_judge.load(), emoji_measures.space(p.artefacts)
 
 
 @dataclass(frozen=True)
@@ -47,78 +57,66 @@ class Arm:
     adaptor: bool = True  # else the whole network
     gamma: float = 0.0  # 0: no guidance; negative: its opposite
     J: int = 0  # adversarial ascents
-    omega: float = OMEGA
-    told: int = SHOTS  # target images that the classifier has seen
 
 
 class Draw:
     """The shots of one seed, and what all arms of it have in common; `p` are the notebook's parameters."""
 
-    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> None:
-        self.seed, self.p, self.unet, self.schedule, self.judge = seed, p, unet, schedule, judge
-        self.digits, self.printed = digits.handwritten(judge.size), digits.printed(judge.size).images
-        self.shots = digits.limited(self.digits, SHOTS, range(10), seed).images
-        self.embed = judging.digit_features(judge)
-        self.target = judging.judge(judge, self.digits.images).features
+    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: Any, space: Any) -> None:
+        self.seed, self.p, self.unet, self.schedule, self.judge, self.space = seed, p, unet, schedule, judge, space
+        self.shots = emoji.ten(p.kind, seed).images
+        self.source, self.unseen = (plain("noto", part).images for part in ("source", "test"))
+        real = plain("twemoji", "", emoji.KINDS[p.kind])
+        self.others = real.images[~(real.images[:, None] == self.shots).flatten(2).all(2).any(1)]
+        self.target = neutral.features(self.others)
+        self.embed = neutral.embedding(unet.device)
 
-    def classifier(self, told: int = SHOTS) -> NoisedClassifier:
-        """Return a classifier of noised images that has seen so many target images, the shots among them."""
-        more = digits.limited(self.digits, told - SHOTS, range(10), self.seed + 500).images
-        seen, p, classifier = torch.cat([self.shots, more]), self.p, NoisedClassifier(self.unet)
+    def classifier(self) -> NoisedClassifier:
+        """Return a classifier of noised images that has seen the source's pictures and the shots, mirrored, shifted."""
+        p, classifier = self.p, NoisedClassifier(self.unet)
         options = {"batch": p.classifier_batch, "lr": p.classifier_lr, "seed": self.seed}
-        train_noised(classifier, self.schedule, self.printed, seen, p.classifier_steps, **options)
+        source, target = _moved(self.source), _moved(self.shots)
+        train_noised(classifier, self.schedule, source, target, p.classifier_steps, **options)
         return classifier
 
     def sample(self, unet: Any) -> Tensor:
-        """Return images (n, 1, h, w) by ancestral sampling, from the same noises for every network."""
+        """Return images (n, 3, h, w) by ancestral sampling, from the same noises for every network."""
         draws = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(self.p.samples, *self.shots.shape[1:], generator=draws)
-        model, steps = nets.eps_model(unet), self.p.sampling_steps
+        model, steps = quick_model(unet), self.p.sampling_steps
         return diffusion.sample(model, self.schedule, noise, steps, draws, device=unet.device)
 
-    def train(self, arm: Arm, classifier: NoisedClassifier) -> list[Tensor]:
-        """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0."""
+    def train(self, arm: Arm, classifier: NoisedClassifier) -> tuple[list[Tensor], float]:
+        """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0.
+
+        Also the mean square of the guidance over all iterations, relative to the plain loss.
+        """
         p, guidance = self.p, ant.classifier_guidance(classifier) if arm.gamma else None
         unet, trained = student(self.unet, {"c": p.c, "d": p.d} if arm.adaptor else None, self.seed)
-        model, samples = nets.eps_model(unet), []
+        model, samples, native = quick_model(unet), [], nets.native_weight(unet, self.schedule)
 
         def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, arm.omega, arm.J)
+            return ant.loss(model, guidance, self.schedule, x0, t, eps, arm.gamma, p.omega, arm.J, native=native)
 
         def look(i: int, history: Any) -> None:
             if i in arm.stops:
                 samples.append(self.sample(unet))
 
-        finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], Options(p.batch, arm.lr, self.seed), look)
-        return samples
+        options = Options(p.batch, arm.lr, self.seed, flip=True)
+        history = finetune(trained, self.schedule, self.shots, loss, arm.stops[-1], options, look)
+        shift, plain_loss = (np.sum(history.values[key]) for key in ("shift", "plain"))
+        return samples, shift / plain_loss
 
     def measure(self, samples: Tensor) -> Values:
-        """Return the MEASURES of samples (n, 1, h, w), and those that are kept as "samples" (SHOWN, 1, h, w)."""
-        verdicts = judging.judge(self.judge, samples)
+        """Return the MEASURES of samples (n, 3, h, w), and those that are kept as "samples" (SHOWN, 3, h, w)."""
+        seen = neutral.features(samples)
         return {
-            "realism": judging.realism(verdicts),
-            "frechet": distances.frechet_distance(verdicts.features, self.target),
+            "realism": (self.judge.judge(samples).house == TWEMOJI).double().mean().item(),
+            "frechet": self.space.frechet(seen, self.target, AXES),
             "intra_lpips": perceptual.intra_lpips(self.embed, samples.split(64), self.shots).value,
-            "digits": len(verdicts.digit.unique()),
-            "distance": distances.nearest(samples, self.shots)[0].mean().item(),
+            "closeness": (_near(samples, self.shots) / _near(samples, self.others)).log().mean().exp().item(),
             "samples": samples[:SHOWN].numpy(),
         }
-
-    def balance(self, arm: Arm, samples: list[Tensor]) -> dict[str, float]:
-        """Return the numbers of claim A5 from an arm's samples at its stops.
-
-        Spread of log2 of the checkpoint at which a noise's sample becomes handwritten, without those that are so from
-        the start; copies when 80 % of the samples have transferred; the iteration of that; copies at the last stop.
-        """
-        flags = torch.stack([judging.judge(self.judge, x).domain == judging.HANDWRITTEN for x in samples])  # (stops, n)
-        k = 1 + len(set(self.p.checkpoints))  # stops that all arms have
-        times = first_handwritten(flags[1:k, ~flags[0]], arm.stops[1:k])
-        radius = distances.copy_radius(self.shots, self.digits.images)
-        copies = [distances.copies(x, self.shots, radius) for x in samples]
-        reached = [i for i, share in enumerate(flags.float().mean(1)) if i and share >= TRANSFERRED]
-        copied, when = (copies[reached[0]], arm.stops[reached[0]]) if reached else (np.nan, np.nan)
-        spread = times.log2().std().item()
-        return {"spread": spread, "copies": copied, "transferred": when, "copies_end": copies[-1]}
 
 
 def arms(p: Any) -> dict[str, Arm]:
@@ -126,71 +124,34 @@ def arms(p: Any) -> dict[str, Arm]:
     short = (0, *sorted(set(p.checkpoints)))
     plain = Arm(tuple(sorted({*short, *p.checkpoints_plain})), p.lr_adaptor)
     guided = Arm(short, p.lr_adaptor, gamma=p.gamma)
-    unguided = Arm(short, p.lr_adaptor, J=p.ascents, omega=p.omega)
     return {
         "full": replace(plain, adaptor=False, lr=p.lr_full),
         "adaptor": plain,
         "no noise": guided,
-        **({"no guidance": unguided} if p.no_guidance else {}),
-        "ANT": replace(unguided, gamma=p.gamma),
+        "ANT": replace(guided, J=p.ascents),
         "flipped": replace(guided, gamma=-p.gamma),
     }
 
 
-def limited_data(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> Values:
+def few_pictures(seed: int, p: Any, *opened: Any) -> Values:
     """Train and measure all arms on one draw of the shots.
 
-    For each arm "ARM MEASURE" at its stops (stops,), "ARM samples" (stops, SHOWN, 1, h, w), and the numbers of
-    :meth:`Draw.balance`. Beside them "shots" (10, 1, h, w), and the shares of printed and of handwritten digits that
-    the classifier tells, "told_source" and "told_target".
+    For each arm "ARM MEASURE" at its stops (stops,), "ARM samples" (stops, SHOWN, 3, h, w), and "ARM ratio", see
+    `Draw.train`; "real MEASURE" are those of the target's other pictures, "others" how many these are. Beside them
+    "shots" (10, 3, h, w), and the shares of unseen pictures of both that the classifier tells, "told_source" and
+    "told_target".
     """
-    draw = Draw(seed, p, unet, schedule, judge)
-    classifier, start = draw.classifier(), draw.sample(unet)
-    told = accuracy(classifier, schedule, draw.printed[::10], draw.digits.images[::10], TOLD_AT, seed)
+    draw = Draw(seed, p, *opened)
+    classifier, start = draw.classifier(), draw.sample(draw.unet)
+    told = accuracy(classifier, draw.schedule, draw.unseen, draw.others, TOLD_AT, seed)
     found: Values = {"shots": draw.shots.numpy(), "told_source": told[0], "told_target": told[1]}
+    found |= {f"real {key}": value for key, value in draw.measure(draw.others).items()}
+    found["others"] = len(draw.others)
     for name, arm in arms(p).items():
-        samples = [start, *draw.train(arm, classifier)]
-        values = stacked(map(draw.measure, samples)) | draw.balance(arm, samples)
+        samples, ratio = draw.train(arm, classifier)
+        values = stacked(map(draw.measure, [start, *samples])) | {"ratio": ratio}
         found |= {f"{name} {key}": value for key, value in values.items()}
     return found
-
-
-def settings(p: Any) -> dict[str, dict[float, Arm]]:
-    """Return the runs of claim A6: two sweeps through the paper's values, and a better informed classifier."""
-    paper = Arm((0, p.iterations), p.lr, gamma=GAMMA, J=p.ascents)
-    return {
-        "gamma": {gamma: replace(paper, gamma=gamma) for gamma in sorted(set(p.gammas))},
-        "omega": {omega: replace(paper, omega=omega) for omega in sorted(set(p.omegas))},
-        "classifier": {told: replace(paper, told=told) for told in (SHOTS, p.classifier_shots)},
-    }
-
-
-def sensitivity(seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: judging.Classifier) -> Values:
-    """Train and measure all `settings` on one draw of the shots.
-
-    For "source" and each run, such as "gamma 5", what :meth:`Draw.measure` returns: "gamma 5 frechet".
-    """
-    draw = Draw(seed, p, unet, schedule, judge)
-    classifiers = {told: draw.classifier(told) for told in (SHOTS, p.classifier_shots)}
-    train = cache(lambda arm: draw.train(arm, classifiers[arm.told])[-1])  # once: the sweeps meet in one run
-    samples = {"source": draw.sample(unet)}
-    for sweep, runs in settings(p).items():
-        samples |= {f"{sweep} {value:g}": train(arm) for value, arm in runs.items()}
-    return {f"{name} {key}": value for name, x in samples.items() for key, value in draw.measure(x).items()}
-
-
-def row(values: Values, name: str, keys: Iterable[str] = MEASURES, stop: int | None = None) -> dict[str, float | str]:
-    """Return means over the draws of a run's values, at one stop where there are several; in words where undefined."""
-    chosen = {key: values[f"{name} {key}"] for key in keys}
-    means = {key: float((x if stop is None else x[:, stop]).mean()) for key, x in chosen.items()}
-    return {key: "not defined" if math.isnan(mean) else mean for key, mean in means.items()}
-
-
-def protocol(p: Any) -> str:
-    """Return what to write beside a table of the measures."""
-    sets = {"samples a run and draw": p.samples, "handwritten digits": len(digits.handwritten().labels)}
-    line = distances.protocol("Frechet distance by clean-fid", sets, "64 of the digit classifier")
-    return f"{line}. Intra-LPIPS, digit features: the same samples, 10 shots, clusters without a pair left out"
 
 
 def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int = 0) -> tuple[Any, nn.Module]:
@@ -205,11 +166,14 @@ def student(source: nn.Module, adaptor: dict[str, int] | None = None, seed: int 
     return unet, nets.seeded(seed, lambda: Adaptor.attach(unet, **adaptor))
 
 
-def first_handwritten(handwritten: Tensor, iterations: Sequence[int]) -> Tensor:
-    """Return the first of k iterations at which each noise's sample is handwritten; (k, n), bool -> (n,), float64.
+def _moved(images: Tensor) -> Tensor:
+    """Return images and their mirrors, both shifted by up to two pixels."""
+    both = torch.cat([images, images.flip(-1)])
+    return torch.cat([both.roll((down, right), (2, 3)) for down in (-2, 0, 2) for right in (-2, 0, 2)])
 
-    A noise that has not transferred at the last one counts with twice that: one unit more on the scale of log2.
-    """
-    grid = torch.tensor([*iterations, 2 * iterations[-1]], dtype=torch.float64)
-    never = torch.ones_like(handwritten[:1])  # (1, n)
-    return grid[torch.cat([handwritten, never]).int().argmax(0)]  # argmax: the first of the largest
+
+def _near(samples: Tensor, real: Tensor) -> Tensor:
+    """Return the distance of each sample to the nearest real picture but itself, (n,)."""
+    exact: Any = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(samples.flatten(1), real.flatten(1), compute_mode=exact)
+    return apart.masked_fill(apart == 0, math.inf).min(1).values

@@ -61,7 +61,7 @@ def skin(seed: int, p: Any) -> dict[str, Any]:
     mean = asyrp.mean_difference(unet, schedule, torch.cat([plain, toned]), has, levels)
     noisy, found = invert(yellow), {"truth": measure(dark), "input images": yellow, "truth images": dark}
     for name, direction in zip(DIRECTIONS, (learned, mean, asyrp.random_like(mean, seed)), strict=True):
-        edited = [asyrp.edit(unet, schedule, noisy, direction, c, p.steps, p.start, p.t_edit) for c in p.strengths]
+        edited = [asyrp.edit(unet, schedule, noisy, direction, c, p.steps, p.start, p.t_edit) for c in p.strengths]  # type: ignore[arg-type]
         found |= {name: np.array([measure(images) for images in edited]), f"{name} images": torch.stack(edited)}
     return found
 
