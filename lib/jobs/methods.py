@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib.ground import diffusion
 from lib.ground.finetune import Loss, Options
-from lib.ground.nets import eps_model, seeded
+from lib.ground.nets import eps_model, native_weight, seeded
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs.hub import Source
 from lib.jobs.settings import Settings
@@ -44,7 +44,7 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
     """
     teacher: Any = source.unet
     teacher.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # twice as fast on a CPU
-    unet = copy.deepcopy(teacher)
+    unet, native = copy.deepcopy(teacher), native_weight(teacher, source.schedule)
     if s.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     loss: Callable[..., Any]
@@ -57,13 +57,14 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
         weights = dict.fromkeys(("lambda_distill", "lambda_aux"), 0.0)
         if s.method == "SDFT":
             weights = s.model_dump(include={"lambda_distill", "gamma_distill", "lambda_aux", "gamma_aux"})
-        return Student(unet, unet, partial(loss, **weights))
+        return Student(unet, unet, partial(loss, **weights, native=native))
     adaptor = seeded(s.seed, lambda: Adaptor.attach(unet, s.c, s.d, s.heads))
     guidance = None
     if s.method in GUIDED:
         guidance = ant.classifier_guidance(classifier or seeded(s.seed, lambda: NoisedClassifier(teacher)))
     loss = partial(ant.loss, eps_model(unet), guidance, source.schedule)
-    return Student(unet, adaptor, partial(loss, gamma=s.gamma, omega=s.omega, J=s.J if s.method == "ANT" else 0))
+    J = s.J if s.method == "ANT" else 0
+    return Student(unet, adaptor, partial(loss, gamma=s.gamma, omega=s.omega, J=J, native=native))
 
 
 def options(s: Settings, **more: Any) -> Options:

@@ -155,21 +155,6 @@ def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return distance / a.shape[1] ** 0.5, index
 
 
-def copy_radius(shots: Tensor, real: Tensor, quantile: float = 0.01) -> float:
-    """Return the distance to the nearest shot below which a sample counts as a copy, as 1 % of other real images do.
-
-    Root mean square of the pixels; shots (k, c, h, w) are left out where they are among the real images (n, c, h, w).
-    """
-    is_shot = (real[:, None] == shots).flatten(2).all(2).any(1)  # (n,), by equal pixels: no distance is exactly 0
-    distance, _ = nearest(real[~is_shot].double(), shots.double())
-    return torch.quantile(distance, quantile).item()
-
-
-def copies(samples: Tensor, shots: Tensor, radius: float) -> float:
-    """Return the share of samples (n, c, h, w) that are nearer than `radius` to a training image (k, c, h, w)."""
-    return (nearest(samples, shots)[0] < radius).float().mean().item()
-
-
 def frechet_distance(first: Features, second: Features) -> float:
     """Return the Frechet distance of Gaussians fitted to two sets of features (n, d), by clean-fid.
 

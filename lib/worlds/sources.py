@@ -89,18 +89,6 @@ def classifier(folder: Path, size: int, steps: int, seed: int = 0, device: Devic
     return load_classifier(folder, device)
 
 
-def shared(p: Any) -> World:
-    """Return what the image notebooks start from: source model, its noise schedule and the classifier that judges.
-
-    `p` are a notebook's parameters. What the folder `artefacts`, which notebooks share, lacks is trained there, for
-    `source_steps` and `judge_steps`. `source` is the folder of another source model in diffusers' layout.
-    """
-    folder = Path(p.source or p.artefacts / "source")
-    there = found(p, folder, "50_source")
-    unet, schedule = load(folder, p.device) if there else source_model(folder, p.device, steps=p.source_steps)
-    return unet, schedule, judge_for(unet, p.artefacts / "classifier", p.judge_steps, p.device)
-
-
 def found(p: Any, folder: Path, notebook: str) -> bool:
     """Return whether a notebook with parameters `p` finds its model in `folder`, else has to train it there.
 

@@ -1,8 +1,5 @@
 # ---
 # jupyter:
-#   companion:
-#     needs:
-#     - 50_source
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -27,9 +24,9 @@
 # One job takes a source model and images; it leaves a folder with the adapted model, its samples, a sample sheet, a
 # file of metrics, curves for TensorBoard and checkpoints. Stopped at any time and started again, it goes on.
 #
-# `source` and `images` are folders or ids of the Hugging Face hub. Without `images` the example writes ten handwritten
-# digits into a folder and takes the model of printed digits from `50_source`; the rest is as for yours. Values left at
-# `None` are those of the method's paper; the digits have smaller ones, chosen on seeds from 1000 upwards.
+# `source` and `images` are folders or ids of the Hugging Face hub. Without `images` the example writes ten faces by
+# Twemoji into a folder; without `source` the model of Noto's emoji in this repository is taken; the rest is as for
+# yours. Values left at `None` are those of the method's paper; the example has a shorter training at a higher rate.
 
 # %% jupyter={"source_hidden": true} tags=["parameters", "hide-input"]
 from pydantic import NonNegativeInt, PositiveInt
@@ -40,8 +37,8 @@ profile: str = "cpu"  # smoke, cpu, gpu or paper
 seed: NonNegativeInt = 20  # of everything random
 device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # folder of the notebook's own results; empty: runs/PROFILE
-images: str = ""  # your images: folder, data set on disk, or id of one on the hub; empty: ten handwritten digits
-source: str = ""  # model to start from: folder in diffusers' layout or id on the hub; empty: the one of 50_source
+images: str = ""  # your images: folder, data set on disk, or id of one on the hub; empty: ten faces by Twemoji
+source: str = ""  # model to start from: folder in diffusers' layout or id on the hub; empty: models/noto
 model: str = ""  # folder that the job fills; empty: artefacts/own-job in the run's folder
 reference: str = ""  # more images like yours, for FID, KID, precision and recall
 method: str = "SDFT"  # naive, SDFT, adaptor, ANT without noise, ANT
@@ -71,8 +68,6 @@ damaged: str = "refuse"  # or skip: what to do about files that cannot be read
 recursive: bool = False  # read sub-folders, too
 split: str = "train"  # of a data set
 column: str = ""  # of a data set, with the images; empty: the only one
-source_steps: PositiveInt = 1600  # training steps of the model of digits, if there is none yet
-judge_steps: PositiveInt = 400  # training steps of the classifier of digits, if there is none yet
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 from safetensors.torch import load_file
@@ -80,8 +75,7 @@ from safetensors.torch import load_file
 from lib.ground import folder
 from lib.jobs import estimate, gate, job, report, settings
 from lib.record import figures, run as record
-from lib.worlds import digits as data, judge as judges
-from lib.worlds.sources import shared
+from lib.worlds import emoji, emoji_judge, sources
 
 run = record.start("67_own_images", globals())
 p = run.parameters
@@ -100,15 +94,13 @@ for name in settings.METHODS:
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 place, anew = run.artefacts / "own-job", not (p.model or p.images)  # an example is done anew each time
 given = {name: value for name, value in vars(p).items() if name in settings.Settings.model_fields and value is not None}
-given |= {"source": p.source or str(run.artefacts / "source"), "out": p.model or place}
-given |= {"images": p.images or str(run.folder / "ten-digits")}
+given |= {"source": p.source or str(sources.MODELS / "noto"), "out": p.model or place}
+given |= {"images": p.images or str(run.folder / "ten-faces")}
 if not p.images:
-    _, _, judge = shared(p)
-    digits = data.limited(data.handwritten(judge.size), n=10, seed=p.seed).images
-    report.write_images(run.folder / "ten-digits", digits)
-    small = {"steps": 48, "batch": 16, "lr": 1e-4, "lambda_distill": 3.0, "lambda_aux": 3.0, "dropout": 0.0}
-    small |= {"samples": 100, "sampler": "ancestral", "sampling_steps": 20, "flip": False}
-    given = small | given | {"judge": str(run.artefacts / "classifier"), "device": run.device.type}
+    report.write_images(run.folder / "ten-faces", emoji.ten("faces", p.seed).images)
+    small = {"steps": 60, "batch": 16, "lr": 1e-4, "lambda_distill": 1.0, "lambda_aux": 1.0, "dropout": 0.0}
+    small |= {"samples": 64, "sampler": "ancestral", "sampling_steps": 20, "flip": True}
+    given = small | given | {"device": run.device.type}
 
 # %%
 chosen = settings.settings(**given)
@@ -128,8 +120,8 @@ result = job.anew(chosen, opened) if anew else job.run(chosen, opened)
 # ## Result
 # The first noises of the seed, not selected. Upper row: what the source makes of a noise; middle: what the student
 # makes of the same one; below: the training image that is nearest to it, to see what was copied. A metric stands with
-# its protocol, or with the reason why there is none. For the digits there is a judge: what share of the samples does
-# it take for handwritten?
+# its protocol, or with the reason why there is none. For the example there is a judge: what share of the samples does
+# it take for Twemoji's?
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 pictures, distance = load_file(chosen.out / report.SHEET), result["nearest_training_distance"]
@@ -147,8 +139,9 @@ for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
     found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
     rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
 if not p.images:
-    realism = judges.realism(judges.judge(judge, folder.images(chosen.out / "samples", judge.size, channels=1)))
-    rows.append({"metric": "taken for handwritten", "value": realism, "note": "digit judge"})
+    drawn = folder.images(chosen.out / "samples", emoji.SIZE, channels=3)
+    realism = (emoji_judge.load().judge(drawn).house == emoji.HOUSES.index("twemoji")).float().mean().item()
+    rows.append({"metric": "taken for Twemoji's", "value": realism, "note": "our judge of emoji"})
     run.number("realism", realism)
 run.table("metrics", rows)
 run.number("nearest_training_distance", distance["mean"])
@@ -161,7 +154,7 @@ if distance["among_training"] is not None:
 #
 # ## Limits
 # - One job is one run of one seed: its numbers have no interval. Compare methods over several seeds.
-# - Ten digits of 16 x 16 pixels show that the path works. How the methods differ: `60_finetune` and `62_ant`.
+# - Ten faces of 32 x 32 pixels show that the path works. How the methods differ: `60_finetune` and `62_ant`.
 # - FID on few images is biased upwards; KID is not, but it is noisy.
 # - Intra-LPIPS is high for a source that was not adapted at all: read it beside a distance to the target.
 # - The hours of the estimate are those of this machine, for one process.

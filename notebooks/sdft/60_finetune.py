@@ -234,7 +234,7 @@ run.claim("S2", **checks, drift_sdft=drift("SDFT"))
 # - One source model for all seeds; the interval is over target pictures, their order and all noise. The hundred
 #   pictures of a seed are drawn from 164, so seeds share many.
 # - The classifier of realism is small and our own. Agreement is read in features of photographs. Skin tones are told by
-#   colour: of real drawings in a tone 89 % are told, and 5 % of the others are taken for one, among them brown animals.
+#   colour: of real drawings in a tone 83 % are told, and 3 % of the others are taken for one, among them brown animals.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

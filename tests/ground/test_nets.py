@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from lib.ground import nets
+from lib.ground import diffusion, nets
 from lib.record.files import UserError
+from tests.rounding import assert_same
 
 
 def batch(n: int = 5, seed: int = 0) -> torch.Tensor:
@@ -130,3 +131,18 @@ def test_parameter_count_of_the_trained_ones():
     net = nets.MLP(width=8, depth=1)
     net.net[0].requires_grad_(False)
     assert nets.parameter_count(net, trainable=True) == 8 * 2 + 2
+
+
+def test_the_native_weight_makes_an_error_of_the_noise_one_of_the_velocity():
+    schedule = diffusion.linear()
+    unet = nets.seeded(0, lambda: nets.small_unet(8, (16, 32)))
+    assert nets.native_weight(unet, schedule) is None
+    x0, eps = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    t = torch.tensor([1, 300, 700, 999])
+    x_t = schedule.add_noise(x0, eps, t)
+    velocity = unet(x_t.float(), t).sample.double()
+    nets.noise_from_velocity(unet, schedule)
+    weight = schedule.at(nets.native_weight(unet, schedule), t, eps)
+    predicted = schedule.eps_from_v(x_t, velocity, t)
+    ours = weight * (predicted - eps).square()
+    assert_same(ours, (velocity - schedule.v_from_eps(x0, eps, t)).square())

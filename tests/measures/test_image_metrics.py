@@ -137,23 +137,3 @@ def test_missing_inception_and_folders(folders, monkeypatch, tmp_path):
     file.write_bytes(b"not a network")
     with pytest.raises(UserError, match=r"put https://.* at .*inception"):
         image_metrics.inception()
-
-
-def test_copies_are_nearer_than_real_images_are():
-    shots = torch.zeros(1, 1, 2, 2)
-    apart = torch.linspace(0.1, 1.1, 101)
-    real = torch.cat([shots, apart.view(-1, 1, 1, 1).expand(-1, 1, 2, 2)])  # the shot itself is left out
-    radius = image_metrics.copy_radius(shots, real)
-    assert radius == pytest.approx(0.11, abs=1e-3)
-    samples = torch.tensor([0.0, 0.05, 0.105, 0.2]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    assert image_metrics.copies(samples, shots, radius) == 0.75
-
-
-def test_the_radius_leaves_out_the_shots_and_nothing_else():
-    """Shots are known by equal pixels; a near duplicate counts, though float32 distances cannot tell it from a shot."""
-    shots = torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    near, far = shots[3:4] + 5e-5, torch.full((40, 1, 16, 16), 3.0)
-    real = torch.cat([far, shots, near, shots[:2]])
-    assert image_metrics.copy_radius(shots, real, quantile=0.0) == pytest.approx(5e-5, rel=0.01)
-    expected = (far[:1].double() - shots.double()).square().mean((1, 2, 3)).sqrt().min().item()
-    assert image_metrics.copy_radius(shots, real, quantile=0.5) == pytest.approx(expected, rel=1e-9)

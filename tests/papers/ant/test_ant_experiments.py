@@ -1,4 +1,4 @@
-"""ANT on images: arms are paired, only what is in training moves, claim A5 matches hand counts, a seed is a draw."""
+"""ANT on images: arms are paired, only what is in training moves, a seed is a draw."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from lib.ground import diffusion, nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.papers.ant import experiments, method as ant
-from lib.worlds.judge import Classifier
+from lib.worlds import emoji_judge, emoji_measures
 from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
@@ -95,36 +95,19 @@ def test_the_ascent_computes_no_gradient_of_the_weights(unet):
     unet.requires_grad_(True)
 
 
-def test_first_handwritten_counted_by_hand():
-    handwritten = torch.tensor([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1]]).bool()  # checkpoints, noises
-    assert experiments.first_handwritten(handwritten, [2, 4, 8]).tolist() == [2, 16, 4, 8]
-
-
 def parameters(**more):
-    training = {
-        "batch": 2,
-        "lr_full": 1e-3,
-        "lr_adaptor": 1e-3,
-        "lr": 1e-3,
-        "c": 2,
-        "d": 4,
-        "gamma": 5.0,
-        "omega": 0.02,
-    }
-    classifier = {"classifier_steps": 1, "classifier_batch": 4, "classifier_lr": 1e-3, "classifier_shots": 20}
-    lengths = {"ascents": 1, "checkpoints": [1], "checkpoints_plain": [2], "no_guidance": True, "iterations": 1}
-    sweeps = {"gammas": [1, 5], "omegas": [0.02], "samples": 4, "sampling_steps": 2}
-    return SimpleNamespace(**training, **classifier, **lengths, **sweeps)
+    training = {"batch": 2, "lr_full": 1e-3, "lr_adaptor": 1e-3, "c": 2, "d": 4, "gamma": 5.0, "omega": 0.02}
+    classifier = {"classifier_steps": 1, "classifier_batch": 4, "classifier_lr": 1e-3}
+    lengths = {"ascents": 1, "checkpoints": [1], "checkpoints_plain": [2], "samples": 4, "sampling_steps": 2}
+    return SimpleNamespace(**training, **classifier, **lengths, kind="faces")
 
 
 def test_the_arms_take_parts_of_ant_away():
     arms = experiments.arms(parameters())
-    assert list(arms) == ["full", "adaptor", "no noise", "no guidance", "ANT", "flipped"]
     assert {name: (arm.adaptor, arm.gamma, arm.J) for name, arm in arms.items()} == {
         "full": (False, 0, 0),
         "adaptor": (True, 0, 0),
         "no noise": (True, 5, 0),
-        "no guidance": (True, 0, 1),
         "ANT": (True, 5, 1),
         "flipped": (True, -5, 0),
     }
@@ -132,24 +115,44 @@ def test_the_arms_take_parts_of_ant_away():
     assert arms["ANT"].stops == (0, 1)
 
 
-def test_a_draw_depends_on_its_seed_alone(unet):
+def test_a_draw_depends_on_its_seed_alone():
+    unet = nets.seeded(0, lambda: nets.small_unet(32, (16, 32), image_channels=3)).eval()
+    axes = torch.linalg.qr(torch.randn(1280, 64, generator=torch.Generator().manual_seed(1)))[0]
+    world = unet, SCHEDULE, emoji_judge.load(), emoji_measures.Space({}, torch.zeros(1280), axes)
     torch.manual_seed(0)
-    world = unet, SCHEDULE, Classifier(8).eval()
-    p = parameters()
-    draw = experiments.limited_data(3, p, *world)
-    assert draw["full samples"].shape == (3, 4, 1, 8, 8)
+    draw = experiments.few_pictures(3, parameters(), *world)
+    assert draw["full samples"].shape == (3, 4, 3, 32, 32)
     assert draw["ANT frechet"].shape == (2,)
     for measure in experiments.MEASURES:  # all arms begin as the source
         np.testing.assert_equal(draw[f"full {measure}"][0], draw[f"ANT {measure}"][0])
     torch.manual_seed(1)
-    again = experiments.limited_data(3, p, *world)
+    again = experiments.few_pictures(3, parameters(), *world)
     for key, value in draw.items():
         np.testing.assert_equal(value, again[key])
 
 
-def test_the_sweeps_meet(unet):
-    torch.manual_seed(0)
-    found = experiments.sensitivity(3, parameters(), unet, SCHEDULE, Classifier(8).eval())
-    for run in ("omega 0.02", "classifier 10"):
-        np.testing.assert_equal(found[f"{run} samples"], found["gamma 5 samples"])
-    assert not np.array_equal(found["gamma 1 samples"], found["gamma 5 samples"])
+def test_closeness_by_hand():
+    shots, others = torch.zeros(1, 3, 2, 2), torch.ones(2, 3, 2, 2)
+    samples = torch.full((1, 3, 2, 2), 0.25)
+    assert (experiments._near(samples, shots) / experiments._near(samples, others)).item() == pytest.approx(1 / 3)
+    assert experiments._near(others, others).isinf().all()  # equal pictures are one picture
+
+
+def test_the_classifier_sees_mirrored_and_shifted_pictures():
+    picture = torch.arange(48.0).view(1, 3, 4, 4)
+    moved = experiments._moved(picture)
+    assert len(moved) == 18
+    for wanted in (picture, picture.flip(-1), picture.roll((2, -2), (2, 3))):
+        assert (moved == wanted).flatten(1).all(1).any()
+
+
+def test_a_branch_sees_more_than_one_position_at_32_pixels():
+    unet = nets.seeded(0, lambda: nets.small_unet(32, (16, 32, 32), image_channels=3)).eval()
+    seen = []
+    net, adaptor = experiments.student(unet, {"c": 4, "d": 8})
+    for branch in adaptor.branches.values():
+        branch.block.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32), torch.tensor([500]))
+    assert len(seen) == len(adaptor.branches)
+    assert min(seen) >= 4  # 2 x 2 pooled positions
