@@ -175,6 +175,8 @@ def test_the_distance_weighs_with_the_cosine_of_the_texts():
     features = {"smiling face": torch.tensor([0.6, 0.8]), "face": torch.tensor([1.0, 0.0])}
 
     class Texts:
+        images = None
+
         def text(self, prompt: str, templates: object = None) -> Tensor:
             return features[prompt]
 
