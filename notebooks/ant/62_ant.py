@@ -151,7 +151,6 @@ def at(name, measure, i):
 
 
 def ends(measure, digits):
-    """The means over the draws of each arm at its iteration, in words."""
     return ", ".join(f"{key} {at(name, measure, i).mean():.{digits}f}" for key, (name, i) in rows.items())
 
 
@@ -164,10 +163,9 @@ def draw_lines():
         if measure != "frechet":
             axis.axhline(values[f"real {measure}"].mean(), color=figures.ink(), lw=0.8, ls=":", label="real drawings")
         axis.set_xscale("symlog", base=2, linthresh=short[1], linscale=0.6)
-        axis.set(xticks=arms["full"].stops, xticklabels=arms["full"].stops, ylabel=experiments.MEASURES[measure])
-        axis.set_ylim(0, None)
+        ticks = {"xticks": arms["full"].stops, "xticklabels": arms["full"].stops}
+        axis.set(ylabel=experiments.MEASURES[measure], ylim=(0, None), **ticks)
         axis.minorticks_off()
-    figure.supxlabel("iterations", fontsize="medium")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return figure
 
@@ -187,9 +185,9 @@ figures.show(run, "samples", draw_samples, alt, kind="png")
 
 # %% [markdown]
 # ### Quality and diversity over the iterations
-# The mean over the draws; iteration 0 is the source. Low is good in the upper right panel. Every noise becomes a
-# Twemoji face within the first iterations. Below the dotted line of real drawings in the last panel a model repeats the
-# shots.
+# The mean over the draws against the iterations; 0 is the source. Low is good in the upper right panel. Every noise
+# becomes a Twemoji face within the first iterations. Below the dotted line of real drawings in the last panel a model
+# repeats the shots.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = "Four measures over the iterations, one line an arm. Each arm at its iteration, Frechet distance: "

@@ -70,6 +70,8 @@ split: str = "train"  # of a data set
 column: str = ""  # of a data set, with the images; empty: the only one
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
+from pathlib import Path
+
 from safetensors.torch import load_file
 
 from lib.ground import folder
@@ -136,7 +138,8 @@ figures.show(
 )
 rows = [{"metric": "distance to the nearest training image", "value": distance["mean"], "note": distance["protocol"]}]
 for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
-    found = result[name] or {"value": "none", "protocol": result["missing"].get(name, "")}
+    reason = result["missing"].get(name, "").replace(str(Path.home()), "~")
+    found = result[name] or {"value": "none", "protocol": reason}
     rows.append({"metric": name, "value": found["value"], "note": found["protocol"]})
 if not p.images:
     drawn = folder.images(chosen.out / "samples", emoji.SIZE, channels=3)

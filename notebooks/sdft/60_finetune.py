@@ -133,21 +133,6 @@ def draw_trade_off():
     return figure
 
 
-def draw_steps():
-    figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
-    for axis, measure in zip(axes.flat, ("realism", "agreement", "coverage", "frechet"), strict=True):
-        for name, style in arms.items():
-            values = [mean("source", measure), *mean(name, measure)]
-            axis.plot([0, *checkpoints], values, style, ms=3.5, label=name)
-        if measure != "agreement":
-            axis.axhline(mean("real", measure), color=figures.ink(), lw=0.8, ls=":", label="real drawings")
-        axis.set(title=measure, ylim=(0, None), ylabel="distance" if measure == "frechet" else "share of samples")
-    for axis in axes[1]:
-        axis.set_xlabel("fine-tuning steps")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
 # %% [markdown]
 # ## Result
 # ### Samples from equal noise
@@ -174,11 +159,25 @@ figures.show(run, "trade-off", draw_trade_off, alt)
 # ### Over the training steps
 # The source before fine-tuning is step 0. Dotted: as many real drawings of all of Twemoji, the ceiling of coverage.
 
+
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-alt = (
-    f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing tones / Frechet distance to "
-)
-alt += f"all of Twemoji: {at_end('coverage', 'frechet')}."
+def draw_steps():
+    figure, axes = plt.subplots(2, 2, figsize=(7, 4.6), sharex=True)
+    for axis, measure in zip(axes.flat, ("realism", "agreement", "coverage", "frechet"), strict=True):
+        for name, style in arms.items():
+            values = [mean("source", measure), *mean(name, measure)]
+            axis.plot([0, *checkpoints], values, style, ms=3.5, label=name)
+        if measure != "agreement":
+            axis.axhline(mean("real", measure), color=figures.ink(), lw=0.8, ls=":", label="real drawings")
+        axis.set(title=measure, ylim=(0, None), ylabel="distance" if measure == "frechet" else "share of samples")
+    for axis in axes[1]:
+        axis.set_xlabel("fine-tuning steps")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+alt = f"Four measures over the steps. After {checkpoints[-1]} steps, coverage of the missing tones / Frechet distance "
+alt += f"to all of Twemoji: {at_end('coverage', 'frechet')}."
 figures.show(run, "steps", draw_steps, alt)
 
 # %% [markdown]

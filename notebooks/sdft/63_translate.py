@@ -88,6 +88,7 @@ pairs: PositiveInt = 48  # pairs from one noise
 import matplotlib.pyplot as plt
 import numpy as np
 
+from lib.ground.diffusion import linear
 from lib.papers.sdft import on_emoji, students as fine_tuned
 from lib.record import figures, run as record
 from lib.record.intervals import Shares
@@ -95,6 +96,13 @@ from lib.record.intervals import Shares
 run = record.start("63_translate", globals())
 p = run.parameters
 starts = on_emoji.starts(p)
+
+# %% [markdown]
+# What a start time leaves of the input, as a share of the variance:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print({f"{t / 1000:g} T": f"{linear().alpha_bar[t]:.3f}" for t in (250, 375, 500, 625)})
 
 # %% [markdown]
 # `translations` does all of one seed: it takes the three students, trains EGSDE's classifier, translates the inputs by
