@@ -31,8 +31,8 @@ def people(house: str, part: str) -> tuple[Tensor, Tensor]:
 def skin(seed: int, p: Any) -> dict[str, Any]:
     """Edit held-out people of the source by three directions; "DIRECTION" is (strengths, 2: success, change).
 
-    *Success* is how far the pictures went from yellow to the right answer, where the two differ: 0 unchanged, 1 there.
-    *Change* is the root mean square distance to the yellow drawing where they do not. "DIRECTION images" are
+    Success is how far the pictures went from yellow to the right answer, where the two differ: 0 unchanged, 1 there.
+    Change is the root mean square distance to the yellow drawing where they do not. "DIRECTION images" are
     (strengths, p.inputs, 3, 32, 32); "input images" and "truth images" are beside them. "learned" is Asyrp's, with the
     mean change of neutral features from yellow to dark in place of two texts.
     """
