@@ -6,34 +6,33 @@
 import base64
 import json
 import math
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lib.ground import nets
 from lib.papers.rdmd import toy
-from lib.record.files import ROOT, write_atomic
+from lib.record.files import RECORD, ROOT, write_atomic
+from tools.replicate import started
 
 FILE = ROOT / "book" / "_static" / "rdmd-nets.js"
-LAMBDAS = (0.0, 0.05, 0.2, 0.5, 1.0)
-P = SimpleNamespace(radius=4.0, std=0.5, points=5000, width=32, depth=4, batch=128, teacher_steps=4000)
-P.__dict__.update(steps=6000, fake_steps=1, warm_up=300, rate=2e-3, fake_rate=4e-3)
+NARROW = {"width": 32, "depth": 4}
 
 
-def train(seed: int = 0) -> list[list[Tensor]]:
-    """Return weights and biases, in turns, of one generator for each of `LAMBDAS`, trained with the exact score.
+def train(p: Any, seed: int = 0) -> list[list[Tensor]]:
+    """Return weights and biases, in turns, of one generator for each of `p.lambdas`, trained with the exact score.
 
     A generator's noise level is 1 for good, so its embedding goes into the first bias.
     """
-    teacher = toy.train_teacher([seed], P, torch.device("cpu"))
-    fake, generator = (teacher.select([0] * len(LAMBDAS)) for _ in range(2))
-    trained = toy.train_generators([seed], LAMBDAS, P, toy.laws(P)[1], fake, generator)
+    teacher = toy.train_teacher([seed], p, torch.device("cpu"))
+    fake, generator = (teacher.select([0] * len(p.lambdas)) for _ in range(2))
+    trained = toy.train_generators([seed], p.lambdas, p, toy.laws(p)[1], fake, generator)
     held = nets.MLP(level="sigma", frequencies=4).embed(1.0, torch.zeros(1, 2))[0]  # as `toy.denoisers` have it
     found = []
-    for i in range(len(LAMBDAS)):
+    for i in range(len(p.lambdas)):
         weight, bias, *others = (value[i] for value in trained.members)
-        first = weight[:, :2] / math.sqrt(1 + toy.deviation(P) ** 2), bias + weight[:, 2:] @ held
+        first = weight[:, :2] / math.sqrt(1 + toy.deviation(p) ** 2), bias + weight[:, 2:] @ held
         found.append([*first, *others])
     return found
 
@@ -45,8 +44,10 @@ def in_bytes(value: Tensor) -> tuple[float, str]:
 
 
 def main() -> None:
-    trained = {f"{value:g}": [in_bytes(one) for one in net] for value, net in zip(LAMBDAS, train(), strict=True)}
-    words = json.dumps({"deviation": toy.deviation(P), "nets": trained}, separators=(",", ":"))
+    p = started("10_rdmd_2d", RECORD).parameters
+    vars(p).update(NARROW)
+    trained = {f"{value:g}": [in_bytes(one) for one in net] for value, net in zip(p.lambdas, train(p), strict=True)}
+    words = json.dumps({"deviation": toy.deviation(p), "nets": trained}, separators=(",", ":"))
     write_atomic(FILE, f"// Trained generators of Fig. 3, from tools.toys.\nconst RDMD = {words};\n")
 
 

@@ -44,8 +44,8 @@
 #   nobody here trained (EfficientNet-Lite0 on ImageNet);
 # - *Intra-LPIPS* in that network's features: each sample goes to its nearest shot; mean distance of two samples in a
 #   cluster;
-# - *closeness*: distance to the nearest of the ten pictures over that to the nearest other face; below what Twemoji's
-#   other faces have among themselves a model repeats the ten.
+# - *closeness*: distance to the nearest of the ten pictures over that to the nearest other face; the smaller, the more
+#   a model repeats the ten. It is 1 where both are as near; Twemoji's other faces, each beside its like, have more.
 #
 # Intra-LPIPS alone says little: the source, which knows nothing of the target, is diverse too. A3 takes each arm at the
 # iteration that was best on a draw that no reported run uses: 160 for *full*, 40 for the others. An ANT step costs
@@ -186,8 +186,8 @@ figures.show(run, "samples", draw_samples, alt, kind="png")
 # %% [markdown]
 # ### Quality and diversity over the iterations
 # The mean over the draws against the iterations; 0 is the source. Low is good in the upper right panel. Every noise
-# becomes a Twemoji face within the first iterations. Below the dotted line of real drawings in the last panel a model
-# repeats the shots.
+# becomes a Twemoji face within forty iterations. In the last panel a line that falls is a model that begins to repeat
+# the shots.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 alt = "Four measures over the iterations, one line an arm. Each arm at its iteration, Frechet distance: "

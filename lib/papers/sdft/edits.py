@@ -20,9 +20,9 @@ TONE = 5  # the darkest
 DIRECTIONS = ("learned", "mean difference", "random")
 
 
-def people(house: str, part: str) -> tuple[Tensor, Tensor]:
-    """Return a house's people of one part that have tones: in yellow, and in the darkest tone; (n, 3, 32, 32) each."""
-    drawn = emoji.drawings(house, part, lambda one: one.kind.startswith("person"))
+def people(part: str) -> tuple[Tensor, Tensor]:
+    """Return Noto's people of one part that have tones: in yellow, and in the darkest tone; (n, 3, 32, 32) each."""
+    drawn = emoji.drawings("noto", part, lambda one: one.kind.startswith("person"))
     toned = torch.isin(drawn.emoji, drawn.emoji[drawn.tones == TONE])
     yellow, dark = (drawn.images[toned & (drawn.tones == tone)] for tone in (0, TONE))
     return yellow, dark
@@ -39,7 +39,7 @@ def skin(seed: int, p: Any) -> dict[str, Any]:
     unet, schedule = sources.load(p.source, p.device)
     generator = torch.Generator().manual_seed(seed)
     (yellow, dark), examples = (
-        _some(people("noto", part), n, generator, p.device) for part, n in (("test", p.inputs), ("source", p.examples))
+        _some(people(part), n, generator, p.device) for part, n in (("test", p.inputs), ("source", p.examples))
     )
     same = ((dark - yellow).abs().amax(1, keepdim=True) < 1 / 16).expand_as(yellow)
     levels = [level for level in diffusion.trajectory(schedule, p.steps, p.start) if level[0] >= p.t_edit]

@@ -115,6 +115,6 @@ def test_starts_are_steps_of_the_trajectory_as_in_the_paper():
 
 
 def test_people_in_two_tones_are_the_same_people():
-    yellow, dark = edits.people("noto", "test")
+    yellow, dark = edits.people("test")
     nearest = distances.nearest(dark, yellow)[1]
     assert (nearest == torch.arange(len(dark))).float().mean() > 0.5  # though skin, hair and more have another colour
