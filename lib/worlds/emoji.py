@@ -67,6 +67,12 @@ def drawings(house: str, part: str = "", which: Callable[[Emoji], bool] = lambda
     return select(whole, torch.tensor(kept)[whole.emoji])
 
 
+def plain(house: str, part: str = "", which: Callable[[Emoji], bool] = lambda one: True) -> Drawings:
+    """Return the same of the plain drawings alone."""
+    drawn = drawings(house, part, which)
+    return select(drawn, drawn.tones == 0)
+
+
 def select(drawn: Drawings, index: Tensor) -> Drawings:
     """Return the drawings at `index` (numbers or a mask)."""
     return Drawings(*(part[index] for part in drawn))
@@ -74,8 +80,7 @@ def select(drawn: Drawings, index: Tensor) -> Drawings:
 
 def limited(part: str = "target", house: str = "twemoji") -> Drawings:
     """Return the limited and biased target: a house's plain faces and people; animals, food, hands and tones lack."""
-    seen = drawings(house, part, lambda one: one.kind.startswith(("face-", "person")))
-    return select(seen, seen.tones == 0)
+    return plain(house, part, lambda one: one.kind.startswith(("face-", "person")))
 
 
 def ten(kind: str, seed: int) -> Drawings:

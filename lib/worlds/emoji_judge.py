@@ -50,6 +50,10 @@ class Judge(nn.Module):
         parts = [self(part.clamp(-1, 1)) for part in images.to(self.house.weight.device).split(500)]
         return Verdicts(*(torch.cat(logits).argmax(1).cpu() for logits in zip(*parts, strict=True)))
 
+    def like_twemoji(self, images: Tensor) -> Tensor:
+        """Return which pictures are drawn like Twemoji, (n,)."""
+        return self.judge(images).house == emoji.HOUSES.index("twemoji")
+
 
 def load() -> Judge:
     """Return the judge in models/, which `tools.sources` trained."""

@@ -2,18 +2,20 @@
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lib.ground.diffusion import Schedule
 from lib.measures import distances, neutral
 from lib.record.files import write_atomic
-from lib.worlds import emoji
+from lib.worlds import emoji, emoji_judge, sources
 
 SKIN = torch.tensor([[247, 222, 206], [243, 210, 162], [213, 171, 136], [175, 126, 87], [124, 83, 62]]) / 127.5 - 1
+TRANSLATED = ("realism", "partner", "partner5", "truth", "input")  # measures of translated pictures
 AXES = 64  # principal components in which Frechet and kernel distances are taken: there are a few hundred pictures
 
 
@@ -48,6 +50,45 @@ def space(folder: Path) -> Space:
     both = torch.cat([features[house][plain] for house in emoji.HOUSES])
     mean = both.mean(0)
     return Space(features, mean, torch.linalg.svd(both - mean, full_matrices=False).Vh[:AXES].T)
+
+
+class World(NamedTuple):
+    """What every replicate starts from: a source model, its noise schedule, both judges."""
+
+    unet: Any
+    schedule: Schedule
+    judge: emoji_judge.Judge
+    space: Space
+
+
+def world(p: Any) -> World:
+    """Open the model that the parameters name, and the judges."""
+    return World(*sources.load(p.source, p.device), emoji_judge.load(), space(p.artefacts))
+
+
+class Inputs:
+    """Held-out Noto drawings to be translated, all plain, and Twemoji's drawings of the same emoji, (n, 3, 32, 32)."""
+
+    def __init__(self, n: int, seed: int, world: World) -> None:
+        """Draw n with `seed`, to the device of the world's model."""
+        noto, self.others = (emoji.plain(house, "test").images for house in emoji.HOUSES)
+        self.chosen = torch.randperm(len(noto), generator=torch.Generator().manual_seed(seed))[:n]
+        self.x, self.truth = (images[self.chosen].to(world.unet.device) for images in (noto, self.others))
+        self._judge, drawn = world.judge, emoji.drawings("twemoji")
+        held_out = torch.tensor([one.part == "test" for one in emoji.table()])[drawn.emoji]
+        self.features = world.space.features["twemoji"][held_out & (drawn.tones == 0)]  # of `others`
+
+    def measure(self, images: Tensor) -> list[float]:
+        """Return TRANSLATED of the inputs' translations (n, 3, 32, 32).
+
+        Shares that are drawn like Twemoji, and whose partner is found first, and among the first five, of Twemoji's
+        held-out drawings; the root mean square distances to the partner and to the input.
+        """
+        seen, images = neutral.features(images), images.clamp(-1, 1)
+        place = ranks(seen, self.features, self.chosen)
+        shares = [part.float().mean().item() for part in (self._judge.like_twemoji(images), place == 0, place < 5)]
+        apart = [(images - other).square().mean((1, 2, 3)).sqrt().mean().item() for other in (self.truth, self.x)]
+        return shares + apart
 
 
 def toned(images: Tensor) -> Tensor:

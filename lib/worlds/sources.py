@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lib.ground import diffusion, pretrained
 from lib.ground.diffusion import Schedule
-from lib.ground.nets import eps_model, seeded, small_unet
+from lib.ground.nets import seeded, small_unet
+from lib.ground.precision import quick_model
 from lib.ground.train import train
 from lib.record.files import DRAFT, ROOT, UserError, alone, replacing, write_atomic
 from lib.worlds import digits as data
@@ -134,12 +135,12 @@ def seconds(folder: Path | str) -> float:
 def samples(unet: UNet2DModel, schedule: Schedule, n: int, seed: int, steps: int) -> Tensor:
     """Draw n images (n, c, size, size) by ancestral sampling (Ho et al. 2020, Alg. 2) in few steps, all from `seed`.
 
-    A briefly trained model is not exact at the highest noise; fresh noise at each step repairs that, deterministic
-    DDIM carries it on.
+    Networks sampled with one seed see the same noises, at the start and later. A briefly trained model is not exact at
+    the highest noise; fresh noise at each step repairs that, deterministic DDIM carries it on.
     """
     side, generator = unet.config["sample_size"], torch.Generator().manual_seed(seed)
     noise = torch.randn(n, unet.config["in_channels"], side, side, generator=generator)
-    return diffusion.sample(eps_model(unet), schedule, noise, steps, generator, device=unet.device)
+    return diffusion.sample(quick_model(unet), schedule, noise, steps, generator, device=unet.device)
 
 
 def _train(training: Training, prepare: Prepare, device: Device, checkpoints: Path, target: Path) -> None:

@@ -90,16 +90,17 @@ from lib.measures import distances
 from lib.papers.ant import adaptor, experiments, method as ant
 from lib.record import figures, run as record
 from lib.record.intervals import Shares
+from lib.worlds import emoji_measures
 
 run = record.start("62_ant", globals())
 p = run.parameters
-world = experiments.world(p)  # source, schedule, judges
+world = emoji_measures.world(p)  # source, schedule, judges
 
 # %% [markdown]
 # One step in code, here with the source itself as the student:
 
 # %%
-draw = experiments.Draw(p.seed, p, *world)
+draw = experiments.Draw(p.seed, p, world)
 model, schedule = eps_model(draw.unet), draw.schedule
 guidance = ant.classifier_guidance(experiments.NoisedClassifier(draw.unet))  # untrained here
 x0 = draw.shots.to(run.device)  # (10, 3, 32, 32)
@@ -137,7 +138,7 @@ run.claim("A4", **percent, size_adm=millions["adm"])
 
 # %%
 arms = experiments.arms(p)
-values = run.replicates(experiments.few_pictures, experiments.world)  # each (draws, stops) or (draws,)
+values = run.replicates(experiments.few_pictures, emoji_measures.world)  # each (draws, stops) or (draws,)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 short = arms["ANT"].stops  # those that all arms have; 0 is the source

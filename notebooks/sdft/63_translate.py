@@ -92,6 +92,7 @@ from lib.ground.diffusion import linear
 from lib.papers.sdft import on_emoji, students as fine_tuned
 from lib.record import figures, run as record
 from lib.record.intervals import Shares
+from lib.worlds import emoji_measures
 
 run = record.start("63_translate", globals())
 p = run.parameters
@@ -114,7 +115,7 @@ found = run.replicates(on_emoji.translations, own=fine_tuned.trained)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 methods, others = on_emoji.GUIDED, ("DDIB", "CycleDiffusion")
-students, measures = fine_tuned.ARMS[:2], on_emoji.TRANSLATED
+students, measures = fine_tuned.ARMS[:2], emoji_measures.TRANSLATED
 columns = [(method, name) for method in (*methods, *others) for name in students]
 HALF = starts.index(0.5)
 

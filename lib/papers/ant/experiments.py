@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.ground import diffusion, nets
+from lib.ground import nets
 from lib.ground.finetune import Options, finetune
 from lib.ground.noised_classifier import NoisedClassifier, accuracy, train_noised
 from lib.ground.precision import quick_model
@@ -21,31 +21,18 @@ from lib.measures import neutral, perceptual
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.replicates import stacked
-from lib.worlds import emoji, emoji_judge, emoji_measures, sources
+from lib.worlds import emoji, sources
+from lib.worlds.emoji_measures import World
 
 Values = dict[str, Any]  # numbers and small arrays
-World = tuple[Any, diffusion.Schedule, emoji_judge.Judge, emoji_measures.Space]
-TWEMOJI = emoji.HOUSES.index("twemoji")
 MEASURES = {
     "realism": "share drawn like Twemoji",
     "frechet": "Frechet distance",
     "intra_lpips": "Intra-LPIPS (neutral features)",
     "closeness": "distance to nearest shot / nearest other",
 }
-SHOTS, SHOWN, AXES = 10, 10, 32  # target images; samples of a run kept to be shown; of Frechet distances
+SHOWN, AXES = 10, 32  # samples of a run kept to be shown; of Frechet distances
 TOLD_AT = 250  # timestep at which the classifier of the guidance is judged
-
-
-def plain(house: str, part: str, which: Any = lambda one: True) -> emoji.Drawings:
-    """Return a house's drawings in yellow."""
-    drawn = emoji.drawings(house, part, which)
-    return emoji.select(drawn, drawn.tones == 0)
-
-
-def world(p: Any) -> World:
-    """Return what every replicate starts from: source model, noise schedule, judges."""
-    unet, schedule = sources.load(p.source, p.device)
-    return unet, schedule, emoji_judge.load(), emoji_measures.space(p.artefacts)
 
 
 @dataclass(frozen=True)
@@ -62,14 +49,14 @@ class Arm:
 class Draw:
     """The shots of one seed, and what all arms of it have in common; `p` are the notebook's parameters."""
 
-    def __init__(self, seed: int, p: Any, unet: Any, schedule: diffusion.Schedule, judge: Any, space: Any) -> None:
-        self.seed, self.p, self.unet, self.schedule, self.judge, self.space = seed, p, unet, schedule, judge, space
+    def __init__(self, seed: int, p: Any, world: World) -> None:
+        self.seed, self.p, (self.unet, self.schedule, self.judge, self.space) = seed, p, world
         self.shots = emoji.ten(p.kind, seed).images
-        self.source, self.unseen = (plain("noto", part).images for part in ("source", "test"))
-        real = plain("twemoji", "", emoji.KINDS[p.kind])
+        self.source, self.unseen = (emoji.plain("noto", part).images for part in ("source", "test"))
+        real = emoji.plain("twemoji", "", emoji.KINDS[p.kind])
         self.others = real.images[~(real.images[:, None] == self.shots).flatten(2).all(2).any(1)]
         self.target = neutral.features(self.others)
-        self.embed = neutral.embedding(unet.device)
+        self.embed = neutral.embedding(self.unet.device)
 
     def classifier(self) -> NoisedClassifier:
         """Return a classifier of noised images that has seen the source's pictures and the shots, mirrored, shifted."""
@@ -80,11 +67,8 @@ class Draw:
         return classifier
 
     def sample(self, unet: Any) -> Tensor:
-        """Return images (n, 3, h, w) by ancestral sampling, from the same noises for every network."""
-        draws = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(self.p.samples, *self.shots.shape[1:], generator=draws)
-        model, steps = quick_model(unet), self.p.sampling_steps
-        return diffusion.sample(model, self.schedule, noise, steps, draws, device=unet.device)
+        """Return images (n, 3, h, w), from the same noises for every network."""
+        return sources.samples(unet, self.schedule, self.p.samples, self.seed, self.p.sampling_steps)
 
     def train(self, arm: Arm, classifier: NoisedClassifier) -> tuple[list[Tensor], float]:
         """Fine-tune a copy of the source by what the arm has of Algorithm 1; return its samples at all stops but 0.
@@ -111,7 +95,7 @@ class Draw:
         """Return the MEASURES of samples (n, 3, h, w), and those that are kept as "samples" (SHOWN, 3, h, w)."""
         seen = neutral.features(samples)
         return {
-            "realism": (self.judge.judge(samples).house == TWEMOJI).double().mean().item(),
+            "realism": self.judge.like_twemoji(samples).double().mean().item(),
             "frechet": self.space.frechet(seen, self.target, AXES),
             "intra_lpips": perceptual.intra_lpips(self.embed, samples.split(64), self.shots).value,
             "closeness": (_near(samples, self.shots) / _near(samples, self.others)).log().mean().exp().item(),
@@ -133,7 +117,7 @@ def arms(p: Any) -> dict[str, Arm]:
     }
 
 
-def few_pictures(seed: int, p: Any, *opened: Any) -> Values:
+def few_pictures(seed: int, p: Any, *world: Any) -> Values:
     """Train and measure all arms on one draw of the shots.
 
     For each arm "ARM MEASURE" at its stops (stops,), "ARM samples" (stops, SHOWN, 3, h, w), and "ARM ratio", see
@@ -141,7 +125,7 @@ def few_pictures(seed: int, p: Any, *opened: Any) -> Values:
     "shots" (10, 3, h, w), and the shares of unseen pictures of both that the classifier tells, "told_source" and
     "told_target".
     """
-    draw = Draw(seed, p, *opened)
+    draw = Draw(seed, p, World(*world))
     classifier, start = draw.classifier(), draw.sample(draw.unet)
     told = accuracy(classifier, draw.schedule, draw.unseen, draw.others, TOLD_AT, seed)
     found: Values = {"shots": draw.shots.numpy(), "told_source": told[0], "told_target": told[1]}

@@ -22,13 +22,11 @@ from lib.papers.baselines.egsde import egsde
 from lib.papers.sdft import students as fine_tuned
 from lib.papers.sdft.students import Students
 from lib.worlds import emoji, emoji_measures
-from lib.worlds.emoji_judge import Judge
-from lib.worlds.emoji_measures import Space
+from lib.worlds.emoji_measures import World
+from lib.worlds.sources import samples
 
 Measured = dict[str, Any]  # numbers and arrays by name
-NOTO, TWEMOJI = range(2)
 SAMPLED = ("realism", "agreement", "coverage", "variety", "frechet", "quality")  # measures of `limited_data`
-TRANSLATED = ("realism", "partner", "partner5", "truth", "input")  # measures of `translations`
 GUIDED = ("SDEdit", "ILVR", "EGSDE")  # translators with a start time
 DRIFT = (500, 750, 950)  # timesteps at which it is measured how far a student has moved
 AXES = 32  # of the distance to the few target pictures that were not seen
@@ -40,28 +38,20 @@ def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def samples(net: Any, schedule: Schedule, n: int, steps: int, seed: int) -> Tensor:
-    """Draw n pictures by ancestral sampling: networks of one seed see the same noises, at the start and later."""
-    generator = rng(seed)
-    noise = torch.randn(n, 3, emoji.SIZE, emoji.SIZE, generator=generator)
-    return diffusion.sample(quick_model(net), schedule, noise, steps, generator, device=net.device)
-
-
 def matched(ours: np.ndarray, naive: np.ndarray) -> np.ndarray:
     """Return the gain at equal realism, one value a seed, of curves (seeds, points, 2: realism, agreement)."""
     pairs = zip(torch.tensor(ours), torch.tensor(naive), strict=True)
     return np.array([distances.gain_at_equal_realism(*pair) for pair in pairs])
 
 
-def limited_data(
-    seed: int, p: Any, unet: Any, schedule: Schedule, judge: Judge, space: Space, students: Students
-) -> Measured:
+def limited_data(seed: int, p: Any, world: World, students: Students) -> Measured:
     """S2: samples of every student from the noises of the source's samples; SAMPLED at each checkpoint.
 
     An arm's array is (checkpoints, measures), the source's (measures,); "ARM images" are (SHOWN, 3, 32, 32), and "ARM
     drift" (checkpoints, 2) that of :func:`drift`. The arm "averaged" is half-way from the source to the naive student.
     "real" and "real kinds" are what real drawings score: of all of Twemoji, and of the target's kinds only.
     """
+    unet, schedule, judge, space = world
     drawn, features = emoji.drawings("twemoji"), space.features["twemoji"]
     _, left = fine_tuned.target(p, seed)
     pictures = torch.cat([left, emoji.limited("test").images])
@@ -70,8 +60,7 @@ def limited_data(
     everything = features[each]
 
     def measure(images: Tensor, seen: Tensor, of_source: Tensor) -> list[float]:
-        said, spread = judge.judge(images), torch.cdist(seen, seen).square()
-        real = said.house == TWEMOJI
+        real, spread = judge.like_twemoji(images), torch.cdist(seen, seen).square()
         covered = real & emoji_measures.toned(images.cpu())
         return [
             real.float().mean().item(),
@@ -82,7 +71,7 @@ def limited_data(
             space.frechet(seen, unseen, AXES),
         ]
 
-    start = samples(unet, schedule, p.samples, p.sampling_steps, seed)
+    start = samples(unet, schedule, p.samples, seed, p.sampling_steps)
     of_source = neutral.features(start)
     found: Measured = {"source": measure(start, of_source, of_source), "source images": start[:SHOWN]}
     some = each[torch.randperm(len(each), generator=rng(seed))[: p.samples]]
@@ -91,7 +80,7 @@ def limited_data(
     nets = students | {fine_tuned.WEAK: fine_tuned.finetuned(p, seed, fine_tuned.WEAK, unet, schedule)}
     nets["averaged"] = [fine_tuned.averaged(unet, net) for net in students["naive"]]
     for arm, at in nets.items():
-        drawn_by = [samples(net, schedule, p.samples, p.sampling_steps, seed) for net in at]
+        drawn_by = [samples(net, schedule, p.samples, seed, p.sampling_steps) for net in at]
         found[arm] = [measure(images, neutral.features(images), of_source) for images in drawn_by]
         found[f"{arm} images"] = drawn_by[-1][:SHOWN]
         found[f"{arm} drift"] = [drift(unet, net, schedule, seed) for net in at]
@@ -123,9 +112,7 @@ def starts(p: Any) -> list[float]:
     return sorted({0.5, 0.625, *p.starts})
 
 
-def translations(
-    seed: int, p: Any, unet: Any, schedule: Schedule, judge: Judge, space: Space, students: Students
-) -> Measured:
+def translations(seed: int, p: Any, world: World, students: Students) -> Measured:
     """S3 and S5: held-out Noto drawings translated by five methods, and pairs of source and student from one noise.
 
     "METHOD STUDENT" is (starts, TRANSLATED), "METHOD STUDENT images" (starts, SHOWN, ...); of DDIB and CycleDiffusion
@@ -133,19 +120,10 @@ def translations(
     TRANSLATED of the partner itself, of the input, of what the low-pass leaves of it and of another drawing of the
     target: ceilings and floors.
     """
-    noto, twemoji = (emoji.drawings(house, "test") for house in emoji.HOUSES)
-    plain = torch.nonzero(noto.tones == 0).flatten()
-    chosen = torch.randperm(len(plain), generator=rng(seed))[: p.inputs]
-    candidates = space.features["twemoji"][_rows("test")]  # in the order of `plain`
-    x, truth = (drawn.images[plain[chosen]].to(unet.device) for drawn in (noto, twemoji))
+    unet, schedule, judge, _ = world
+    inputs = emoji_measures.Inputs(p.inputs, seed, world)
+    x, truth, measure = inputs.x, inputs.truth, inputs.measure
     source, last = quick_model(unet), {arm: quick_model(nets[-1]) for arm, nets in students.items()}
-
-    def measure(images: Tensor) -> list[float]:
-        seen, images = neutral.features(images), images.clamp(-1, 1)
-        ranks = emoji_measures.ranks(seen, candidates, chosen)
-        real = judge.judge(images).house == TWEMOJI
-        shares = [part.float().mean().item() for part in (real, ranks == 0, ranks < 5)]
-        return [*shares, *((images - other).square().mean((1, 2, 3)).sqrt().mean().item() for other in (truth, x))]
 
     phi = partial(translation.low_pass, left=p.left)
     known = {"truth": truth, "input": x, "filtered": phi(x), "other": truth.roll(1, 0)}
@@ -178,7 +156,7 @@ def translations(
         decoded = [diffusion.sample(quick_model(net), schedule, noise, p.steps, device=unet.device) for net in nets]
         found[f"pairs {arm}"] = [
             [
-                (judge.judge(images).house == TWEMOJI).float().mean().item(),
+                judge.like_twemoji(images).float().mean().item(),
                 emoji_measures.found(neutral.features(images), described, torch.arange(p.pairs)),
             ]
             for images in decoded
@@ -201,12 +179,6 @@ def domains(seed: int, p: Any, unet: Any, schedule: Schedule) -> tuple[Any, Sequ
     train_noised(classifier, schedule, noto, seen, p.classifier_steps, **options)
     of_noto, of_twemoji = (emoji.limited("test", house).images for house in emoji.HOUSES)
     return classifier.features, accuracy(classifier, schedule, of_noto, of_twemoji, round(p.told_at * schedule.T), seed)
-
-
-def _rows(part: str) -> Tensor:
-    """Return which drawings of a house are the plain ones of a part, (2425,)."""
-    drawn, table = emoji.drawings("twemoji"), emoji.table()
-    return (drawn.tones == 0) & torch.tensor([one.part == part for one in table])[drawn.emoji]
 
 
 def _level(share: float, steps: int, T: int = 1000) -> int:

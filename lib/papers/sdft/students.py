@@ -18,10 +18,10 @@ from lib.ground.precision import quick_model
 from lib.papers.sdft import method as sdft
 from lib.record.code import digest
 from lib.record.files import write_atomic
-from lib.worlds import emoji, emoji_judge, emoji_measures, sources
+from lib.worlds import emoji, emoji_measures, sources
+from lib.worlds.emoji_measures import World
 
 Students = dict[str, list[Any]]  # an arm's U-Net at each checkpoint
-World = tuple[Any, Schedule, emoji_judge.Judge, emoji_measures.Space, Students]
 ARMS = ("naive", "SDFT", "naive again")  # the last is the control: the first one's pictures in another order
 WEAK = "SDFT, a tenth"  # of the lambda
 AGAIN = 500_000  # added to the seed of the control's order and noises
@@ -70,14 +70,13 @@ def finetuned(p: Any, seed: int, arm: str, unet: Any, schedule: Schedule) -> lis
     return students
 
 
-def trained(p: Any, seed: int) -> World:
-    """Return what a replicate starts from: source model, schedule, judges, and the students of `ARMS`.
+def trained(p: Any, seed: int) -> tuple[World, Students]:
+    """Return what a replicate starts from, and the students of `ARMS`.
 
     `p` are the parameters of 60_finetune, or of a notebook that has those of the fine-tuning as well.
     """
-    unet, schedule = sources.load(p.source, p.device)
-    students = {arm: finetuned(p, seed, arm, unet, schedule) for arm in ARMS}
-    return unet, schedule, emoji_judge.load(), emoji_measures.space(p.artefacts), students
+    world = emoji_measures.world(p)
+    return world, {arm: finetuned(p, seed, arm, world.unet, world.schedule) for arm in ARMS}
 
 
 def averaged(first: Any, second: Any) -> Any:

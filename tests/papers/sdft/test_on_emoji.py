@@ -73,9 +73,10 @@ def test_what_is_measured_of_students(unet, p):
     features = torch.randn(len(drawn.emoji), 1280, generator=torch.Generator().manual_seed(0))
     axes = torch.linalg.qr(torch.randn(1280, 64, generator=torch.Generator().manual_seed(1)))[0]
     space = emoji_measures.Space({"twemoji": features}, torch.zeros(1280), axes)
-    worlds = {arm: [unet] for arm in students.ARMS}
+    arms = {arm: [unet] for arm in students.ARMS}
     p.checkpoints = [1]
-    found = on_emoji.limited_data(0, p, unet, SCHEDULE, emoji_judge.load(), space, worlds)
+    world = emoji_measures.World(unet, SCHEDULE, emoji_judge.load(), space)
+    found = on_emoji.limited_data(0, p, world, arms)
     assert np.shape(found["naive"]) == np.shape(found[students.WEAK]) == (1, len(on_emoji.SAMPLED))
     np.testing.assert_equal(found["naive"][0], found["source"])  # the same network, the same noises
     assert found["source"][on_emoji.SAMPLED.index("agreement")] == 1
