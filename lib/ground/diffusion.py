@@ -12,7 +12,7 @@ step always ends at ``alpha_bar = 1`` (diffusers' ``set_alpha_to_one=True``). A 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -110,6 +110,26 @@ def cosine(T: int = 1000) -> Schedule:
 def from_diffusers(scheduler: Any) -> Schedule:
     """Schedule of a diffusers scheduler (any that has ``alphas_cumprod``), so that a hub model brings its own."""
     return Schedule(scheduler.alphas_cumprod.detach().cpu().double())
+
+
+def denoiser(model: Model, schedule: Schedule) -> Model:
+    """Return ``D(x_sigma, sigma)``, the clean sample that a noise prediction sees in ``x_sigma = x0 + sigma eps``.
+
+    The change of variables is exact at the schedule's own levels ``schedule.sigma``; to another sigma (B,) the model is
+    asked at the nearest of them.
+    """
+    logs = schedule.sigma.log()
+
+    @cache  # a copy at every call would stop a GPU
+    def limits(device: torch.device, dtype: torch.dtype) -> Tensor:
+        return ((logs[1:] + logs[:-1]) / 2).to(device, dtype)
+
+    def D(x: Tensor, sigma: Tensor) -> Tensor:
+        levels = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        t = torch.bucketize(sigma.log(), limits(sigma.device, sigma.dtype))
+        return x - levels * model(x / (1 + levels**2).sqrt(), t)
+
+    return D
 
 
 def ddim_timesteps(T: int, steps: int) -> Tensor:

@@ -100,13 +100,7 @@ def finetune(
                 total, parts = loss(*micro)
             (total / o.accumulate).backward()
             sums = {name: sums.get(name, 0) + value / o.accumulate for name, value in parts.items()}
-        if accelerator and accelerator.num_processes > 1:
-            for p in trained:  # one by one: a copy of all gradients at once would take as much memory as the weights
-                if p.grad is not None:  # in all processes or in none: they run the same loss
-                    p.grad = accelerator.reduce(p.grad, "mean")
-        if o.clip:
-            sums["grad_norm"] = nn.utils.clip_grad_norm_(trained, o.clip)
-        optimizer.step()
+        sums |= update(optimizer, o.clip, accelerator)
         warmup.step()
         student.eval()
         return sums
@@ -119,3 +113,17 @@ def finetune(
     return train(
         step, sample, modules, optimizers, steps, o.seed, ema, o.folder, o.save_every, on_step, shared, accelerator
     )
+
+
+def update(
+    optimizer: torch.optim.Optimizer, clip: float = 0.0, accelerator: Accelerator | None = None
+) -> dict[str, Tensor]:
+    """Take an optimizer's step with the mean of the processes' gradients; return their norm, if it is clipped."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if accelerator and accelerator.num_processes > 1:
+        for p in trained:  # one by one: a copy of all gradients at once would take as much memory as the weights
+            if p.grad is not None:  # in all processes or in none: they run the same loss
+                p.grad = accelerator.reduce(p.grad, "mean")
+    norm = {"grad_norm": nn.utils.clip_grad_norm_(trained, clip)} if clip else {}
+    optimizer.step()
+    return norm

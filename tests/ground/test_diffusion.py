@@ -189,3 +189,30 @@ def test_karras_sigmas_equal_diffusers():
     scheduler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_schedule="karras", rho=7.0)
     scheduler.set_timesteps(18)
     torch.testing.assert_close(diffusion.karras_sigmas(18), scheduler.sigmas.double(), rtol=1e-5, atol=1e-9)
+
+
+def test_a_noise_prediction_is_a_denoiser_at_every_level(schedule):
+    D = diffusion.denoiser(exact_denoiser(schedule, MIXTURE), schedule)
+    t = torch.arange(0, schedule.T, 37)
+    sigma, x = schedule.sigma[t], normal(len(t), 2) * 3
+    torch.testing.assert_close(D(x, sigma), MIXTURE.denoise(x, sigma), rtol=1e-6, atol=1e-6)
+
+
+def test_a_denoiser_equals_diffusers_estimate():
+    theirs, ours = exact(DDPMScheduler(beta_schedule="linear", clip_sample=False))
+    seen = []
+
+    def model(x_t, t):
+        seen.append((x_t, t))
+        return 0.3 * x_t + t[:, None] / 1000
+
+    x, sigma = normal(3, 2), ours.sigma[torch.tensor([5, 400, 900])]
+    found = diffusion.denoiser(model, ours)(x, sigma * 1.001)  # between two levels
+    (x_t, t), *_ = seen
+    assert t.tolist() == [5, 400, 900]
+    torch.testing.assert_close(found, x - 1.001 * sigma[:, None] * model(x_t, t))
+    found = diffusion.denoiser(model, ours)(x, sigma)
+    for i, step in enumerate(t.tolist()):
+        x_t = x[i : i + 1] / (1 + sigma[i] ** 2).sqrt()
+        expected = theirs.step(model(x_t, t[i : i + 1]), step, x_t)
+        torch.testing.assert_close(found[i : i + 1], expected.pred_original_sample)
