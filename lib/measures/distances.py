@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from lib.measures.weights import fetched
 from lib.record.files import UserError
 
 with warnings.catch_warnings(action="ignore"):
@@ -132,20 +133,14 @@ def folder_features(folder: str | Path, model: Any, device: torch.device | str) 
 
 def inception(device: torch.device | str = "cpu") -> Any:
     """Return clean-fid's Inception, images (n, 3, 299, 299) in [0, 255] -> features (n, 2048); fetched once."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file, url = folder / INCEPTION, downloads_helper.inception_url
+    licence = "Google's network of 2015, Apache-2.0, converted by NVIDIA"
+    file = fetched(downloads_helper.inception_url, INCEPTION, "FID and KID need", licence)
     try:
-        if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), progress=False)  # complete or not at all
         with warnings.catch_warnings(action="ignore"):  # the file is TorchScript, whose loader is deprecated
-            return InceptionV3W(str(folder), download=False).to(device).eval()
+            return InceptionV3W(str(file.parent), download=False).to(device).eval()
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"FID and KID need the Inception weights {INCEPTION}, and they cannot be read or downloaded ({reason}); "
-            f"put {url} at {file} (Google's network of 2015, Apache-2.0, converted by NVIDIA)"
-        ) from None
+        raise UserError(f"FID: {file} cannot be read ({reason}); delete it, and it is downloaded again") from None
 
 
 def nearest(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,10 @@ pair, and the mean over all pairs of a set follows from n, the sum of z and the 
 """
 
 import math
-import urllib.error
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.measures.weights import fetched
 from lib.record.files import UserError
 
 EPS = 1e-10  # as in the lpips package: a pixel without any activation stays 0
+LICENCE = "torchvision is BSD-3-Clause; ImageNet is for non-commercial research"
 BLOCK = 1 << 17  # numbers turned into float64 at a time: 1 MB stays in the cache
 # ImageNet weights of torchvision
 TRUNKS = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
@@ -90,18 +90,15 @@ def lpips_model(net: str, random: bool = False) -> Any:
     """Return the `lpips` package's own module, see :func:`lpips_features`."""
     import lpips
 
-    file = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[net]
+    if not random:
+        file = fetched(f"https://download.pytorch.org/models/{TRUNKS[net]}", TRUNKS[net], "LPIPS needs", LICENCE)
     try:
         # Ignored is that the package uses a former option of torchvision.
         with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return lpips.LPIPS(net=net, pnet_rand=random, verbose=False).eval().requires_grad_(False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"LPIPS needs the ImageNet weights {TRUNKS[net]} of torchvision, and they cannot be read or downloaded "
-            f"({error}); put https://download.pytorch.org/models/{TRUNKS[net]} at {file} (torchvision is BSD-3-Clause; "
-            "ImageNet is for non-commercial research)"
-        ) from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"LPIPS: {file} cannot be read ({error}); delete it, and it is downloaded again") from None
 
 
 def pairwise_lpips(z: Tensor, other: Tensor | None = None) -> Tensor:

@@ -67,25 +67,27 @@ def world(p: Any) -> World:
 
 
 class Inputs:
-    """Held-out Noto drawings to be translated, all plain, and Twemoji's drawings of the same emoji, (n, 3, 32, 32)."""
+    """Held-out Noto drawings to be translated and Twemoji's drawings of the same, (n, 3, 32, 32), of different emoji.
 
-    def __init__(self, n: int, seed: int, world: World) -> None:
+    Plain ones, or each in a tone at random.
+    """
+
+    def __init__(self, n: int, seed: int, world: World, toned: bool = False) -> None:
         """Draw n with `seed`, to the device of the world's model."""
-        noto, self.others = (emoji.plain(house, "test").images for house in emoji.HOUSES)
-        self.chosen = torch.randperm(len(noto), generator=torch.Generator().manual_seed(seed))[:n]
-        self.x, self.truth = (images[self.chosen].to(world.unet.device) for images in (noto, self.others))
-        self._judge, drawn = world.judge, emoji.drawings("twemoji")
+        (noto, twemoji), drawn = (emoji.drawings(house, "test") for house in emoji.HOUSES), emoji.drawings("twemoji")
+        of_each = emoji.one_of_each(noto, seed) if toned else torch.nonzero(noto.tones == 0).flatten()
+        self.chosen = torch.randperm(len(of_each), generator=torch.Generator().manual_seed(seed))[:n]
+        self.x, self.truth = (house.images[of_each[self.chosen]].to(world.unet.device) for house in (noto, twemoji))
         held_out = torch.tensor([one.part == "test" for one in emoji.table()])[drawn.emoji]
-        self.features = world.space.features["twemoji"][held_out & (drawn.tones == 0)]  # of `others`
+        self._judge, self._candidates = world.judge, world.space.features["twemoji"][held_out][of_each]
 
-    def measure(self, images: Tensor) -> list[float]:
-        """Return TRANSLATED of the inputs' translations (n, 3, 32, 32).
+    def measure(self, images: Tensor, seen: Tensor) -> list[float]:
+        """Return TRANSLATED of the inputs' translations (n, 3, 32, 32), of which `seen` are the neutral features.
 
         Shares that are drawn like Twemoji, and whose partner is found first, and among the first five, of Twemoji's
         held-out drawings; the root mean square distances to the partner and to the input.
         """
-        seen, images = neutral.features(images), images.clamp(-1, 1)
-        place = ranks(seen, self.features, self.chosen)
+        images, place = images.clamp(-1, 1), ranks(seen, self._candidates, self.chosen)
         shares = [part.float().mean().item() for part in (self._judge.like_twemoji(images), place == 0, place < 5)]
         apart = [(images - other).square().mean((1, 2, 3)).sqrt().mean().item() for other in (self.truth, self.x)]
         return shares + apart

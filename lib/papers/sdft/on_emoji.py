@@ -122,8 +122,11 @@ def translations(seed: int, p: Any, world: World, students: Students) -> Measure
     """
     unet, schedule, judge, _ = world
     inputs = emoji_measures.Inputs(p.inputs, seed, world)
-    x, truth, measure = inputs.x, inputs.truth, inputs.measure
+    x, truth = inputs.x, inputs.truth
     source, last = quick_model(unet), {arm: quick_model(nets[-1]) for arm, nets in students.items()}
+
+    def measure(images: Tensor) -> list[float]:
+        return inputs.measure(images, neutral.features(images))
 
     phi = partial(translation.low_pass, left=p.left)
     known = {"truth": truth, "input": x, "filtered": phi(x), "other": truth.roll(1, 0)}
