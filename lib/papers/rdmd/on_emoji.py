@@ -65,9 +65,11 @@ def translator(p: Any, seed: int, lambda_: float, unet: Any, schedule: Schedule)
 
     def make(checkpoints: Any, draft: Any) -> None:
         options = Options(p.batch, p.lr, seed, clip=1.0, ema=p.ema, flip=True, folder=checkpoints, save_every=100)
-        given = p.steps, options, p.fake_updates, p.fake_lr, p.sigma
-        teacher = unet, partial(denoiser, schedule=schedule), schedule.sigma
-        _, history = rdmd.train_translator(*teacher, pictures("noto", "source", seed), lambda_, *given)
+        x, denoise = pictures("noto", "source", seed), partial(denoiser, schedule=schedule)
+        of_fake = {"fake_updates": p.fake_updates, "fake_lr": p.fake_lr}
+        _, history = rdmd.train_translator(
+            unet, denoise, schedule.sigma, x, lambda_, p.steps, options, sigma=p.sigma, **of_fake
+        )
         weights = {name: value.half().contiguous() for name, value in history.ema["G"].items()}
         write_atomic(draft / "net.safetensors", save(weights))
 
