@@ -99,6 +99,7 @@ figures.show(run, "samples", lambda: figures.image_grid(pictures, on_emoji.SHOWN
 # %% [markdown]
 # ### How far each arm has gone
 
+
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 def draw_drift():
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.6), sharey=True)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -31,6 +32,8 @@ from lib.worlds import emoji, emoji_measures, sources
 from lib.worlds.emoji_measures import TRANSLATED, Inputs, World
 
 MEASURES = (*TRANSLATED, "frechet", "kernel", "psnr", "ssim")
+COST = MEASURES.index("input")
+STARTED = ("SDEdit", "EGSDE", "CycleDiffusion")  # methods that start from the noised input
 AXES = 32  # of Frechet distances: there are some hundred pictures
 DRAWN = 4000  # pictures drawn from a house's law
 SHOWN = 12  # pictures kept
@@ -198,3 +201,19 @@ def translators(seed: int, p: Any, world: World, target: Any, generators: Genera
         found |= {name: rows, f"{name} images": torch.stack(outputs), f"{name} seconds": seconds}
         found[f"{name} calls"] = [method.calls(value) for value in method.knob]
     return found
+
+
+def at_cost(found: dict[str, Any], method: str, measure: str, cost: np.ndarray) -> np.ndarray:
+    """Return a measure of a method at a cost (seeds,), the distance to the input, interpolated over its knob; (seeds,).
+
+    A start of 0 leaves the input, so it ends the curves of the methods that have a start. NaN where a method's least
+    distance is larger; its last value where its largest is smaller.
+    """
+    of_input, column = found["input"], MEASURES.index(measure)
+    values = []
+    for rows, unchanged, c in zip(found[method], of_input, cost, strict=True):
+        if method in STARTED:
+            rows = np.concatenate([unchanged[None], rows])
+        x, y = rows[np.argsort(rows[:, COST])][:, [COST, column]].T
+        values.append(np.interp(c, x, y, left=np.nan))
+    return np.array(values)
