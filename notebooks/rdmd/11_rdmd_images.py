@@ -14,7 +14,7 @@
 # translator, does it turn Noto's drawings into Twemoji's, and is it better than translators that walk the diffusion
 # model's own path, at the same distance to the input?
 #
-# ## Claims
+# ## Claim
 # **R4** (Fig. 4). At a small transport cost RDMD gives better quality than SDEdit, ILVR, EGSDE, DDIB and
 # CycleDiffusion on one backbone.
 #

@@ -183,7 +183,7 @@ def translators(seed: int, p: Any, world: World, target: Any, generators: Genera
     task = Task(seed, p, world)
     x, truth = task.inputs.x, task.inputs.truth
     with torch.no_grad():
-        start = held(p, target, world.schedule)(x)
+        start = held(p, target, world.schedule)(x).clamp(-1, 1)
     known = {"input": x, "truth": truth, "other": truth.roll(1, 0), "start": start}
     found: dict[str, Any] = {name: task.measure(images) for name, images in known.items()}
     found |= {f"{name} images": known[name][:SHOWN] for name in ("input", "truth")}
