@@ -50,7 +50,7 @@ source: str = "noto"  # model of the source domain: a name in models/, or a fold
 target: str = "twemoji"  # model of the target domain
 seeds: PositiveInt = 1  # trainings at the judged lambda
 lambda_judged: NonNegativeFloat = 0.2  # weight of the cost that is compared with the other methods
-lambdas: list[NonNegativeFloat] = [1.0, 0.0, 5.0, 0.05]  # a seed trains one of these, too
+lambdas: list[NonNegativeFloat] = []  # a seed trains one of these, too
 sigma: PositiveFloat = 1.0  # noise level at which the generator is held; the paper's
 steps: PositiveInt = 600  # of the generator
 batch: PositiveInt = 8  # pictures a step
@@ -107,7 +107,7 @@ found = run.replicates(on_emoji.translators, own=on_emoji.trained)  # a method: 
 measures, COST = on_emoji.MEASURES, on_emoji.COST
 baselines = ("SDEdit", "ILVR", "EGSDE", "DDIB", "CycleDiffusion")
 cost = found["RDMD"][:, 0, COST]  # of the judged lambda, (seeds,)
-others = [on_emoji.lambdas(p, seed)[1] for seed in run.seed_list]
+others = [on_emoji.lambdas(p, seed)[1:] for seed in run.seed_list]  # of each seed
 
 
 def of(name, measure):
@@ -118,7 +118,7 @@ def of(name, measure):
 def rdmd_curve(measure):
     """Lambdas, rising, with the cost and a measure of each: the mean over its seeds, (lambdas, 3)."""
     pairs = [(p.lambda_judged, *row) for row in found["RDMD"][:, 0]]
-    pairs += [(one, *row) for one, row in zip(others, found["RDMD"][:, 1], strict=True)]
+    pairs += [(*one, *row[1]) for one, row in zip(others, found["RDMD"], strict=True) if one]
     trained = sorted({pair[0] for pair in pairs})
     rows = np.array([np.mean([pair for pair in pairs if pair[0] == one], axis=0) for one in trained])
     return rows[:, [0, 1 + COST, 1 + measures.index(measure)]]
@@ -181,7 +181,7 @@ figures.show(run, "front", draw_front, alt)
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 pairs = {p.lambda_judged: found["RDMD images"][0, 0]}
-pairs |= {one: images[1] for one, images in zip(others, found["RDMD images"], strict=True)}
+pairs |= {one[0]: images[1] for one, images in zip(others, found["RDMD images"], strict=True) if one}
 grid = np.concatenate([found["input images"][0], *(pairs[one] for one in sorted(pairs))])
 labels = ["input", *(f"{one:g}" for one in sorted(pairs))]
 alt = "Inputs and their translations, a row for each lambda. Lambda, cost, share whose partner is found: "

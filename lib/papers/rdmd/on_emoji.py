@@ -49,8 +49,8 @@ def pictures(house: str, part: str, seed: int) -> Tensor:
 
 
 def lambdas(p: Any, seed: int) -> list[float]:
-    """Return the lambdas that a seed trains: the judged one, and one of the others in turn."""
-    return [p.lambda_judged, p.lambdas[(seed - p.seed) % len(p.lambdas)]]
+    """Return the lambdas of a seed: the judged one, and one of the others in turn."""
+    return [p.lambda_judged, *([p.lambdas[(seed - p.seed) % len(p.lambdas)]] if p.lambdas else [])]
 
 
 def held(p: Any, net: Any, schedule: Schedule) -> Translator:
@@ -64,7 +64,7 @@ def denoiser(net: Any, schedule: Schedule) -> rdmd.Denoiser:
 
 
 def translator(p: Any, seed: int, lambda_: float, unet: Any, schedule: Schedule) -> Translator:
-    """Return the translator of a seed and a lambda, trained now or found in the folder that notebooks share."""
+    """Return the translator of a seed and a lambda: from models/, from the folder that runs share, or trained now."""
 
     def make(checkpoints: Any, draft: Any) -> None:
         options = Options(p.batch, p.lr, seed, clip=1.0, ema=p.ema, flip=True, folder=checkpoints, save_every=100)
@@ -78,8 +78,10 @@ def translator(p: Any, seed: int, lambda_: float, unet: Any, schedule: Schedule)
 
     settings = {"target": fingerprint(unet), "lambda": lambda_}
     settings |= {name: getattr(p, name) for name in ("steps", "batch", "lr", "ema", "fake_updates", "fake_lr", "sigma")}
-    folder = p.artefacts / "translators" / str(seed) / f"{lambda_:g}"
-    sources.artefact(folder, settings | {"code": digest(translator)}, make)
+    folder = sources.MODELS / "translators" / f"{seed}-{lambda_:g}"
+    if not sources.made_with(folder, settings):
+        folder = p.artefacts / "translators" / str(seed) / f"{lambda_:g}"
+        sources.artefact(folder, settings | {"code": digest(translator)}, make)
     net, _ = sources.load(p.target, p.device)
     net.load_state_dict(load_file(folder / "net.safetensors"))
     return held(p, net, schedule)

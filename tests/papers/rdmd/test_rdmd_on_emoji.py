@@ -26,6 +26,8 @@ def world():
 def test_a_seed_trains_the_judged_lambda_and_one_of_the_others_in_turn():
     p = SimpleNamespace(seed=10, lambda_judged=0.2, lambdas=[1.0, 0.0])
     assert [on_emoji.lambdas(p, seed) for seed in (10, 11, 12)] == [[0.2, 1.0], [0.2, 0.0], [0.2, 1.0]]
+    p.lambdas = []
+    assert on_emoji.lambdas(p, 11) == [0.2]
 
 
 def test_pictures_are_of_one_part_and_every_emoji_comes_alike_often():
