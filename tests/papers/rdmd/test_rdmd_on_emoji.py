@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lib.ground import diffusion, nets
-from lib.papers.rdmd import on_emoji
-from lib.worlds import emoji, emoji_judge, emoji_measures
+from lib.papers.rdmd import images as rdmd, on_emoji
+from lib.worlds import emoji, emoji_judge, emoji_measures, sources
+from tools.replicate import started
 
 SCHEDULE = diffusion.linear()
 
@@ -84,3 +85,15 @@ def test_every_method_translates_and_says_what_it_calls(world):
     np.testing.assert_allclose(found["RDMD"][0], found["start"], rtol=1e-4, atol=1e-4)  # it is not trained
     # Source and target are one network here, with which CycleDiffusion gives the input back.
     assert found["CycleDiffusion"][0][on_emoji.COST] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_translator_in_models_is_found_and_draws_like_twemoji(world, monkeypatch):
+    p = started("11_rdmd_images", "record").parameters
+    monkeypatch.setattr(rdmd, "train_translator", None)  # nothing is trained
+    unet, schedule = sources.load(p.target)
+    translator = on_emoji.translator(p, p.seed, p.lambda_judged, unet, schedule)
+    inputs = emoji_measures.Inputs(40, 0, world, toned=True)
+    with torch.no_grad():
+        translated = translator(inputs.x)
+    realism = [world.judge.like_twemoji(images).float().mean() for images in (inputs.x, translated)]
+    assert realism[0] < 0.2 < 0.5 < realism[1]
