@@ -1,7 +1,8 @@
-"""Measure what a step of ANT and of SDFT costs in plain steps, and count the network calls in them.
+"""Measure what a step of ANT, of SDFT and of RDMD costs, and count the network calls in them.
 
 A plain step is naive fine-tuning of the same network on the same batch with the same optimizer. The unit of ANT's
-ascent is one forward and one backward pass to the input; J of them come before the plain step.
+ascent is one forward and one backward pass to the input; J of them come before the plain step. A step of RDMD is held
+against the network calls that it cannot do without.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from lib.ground import diffusion, nets
+from lib.ground.finetune import Options
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
+from lib.papers.rdmd import images as rdmd
 from lib.papers.sdft import method as sdft
 from lib.record.timing import interleaved, ratio
 from tools.bench_tools import Counted, Row, network, row
@@ -106,7 +109,39 @@ def measure_sdft(unet: Any, device: torch.device, batch: int, rounds: int) -> li
     return [row(f"SDFT, batch {batch}, both inputs in one call", cost, "plain steps", 2.7, note=counts)]
 
 
+def measure_rdmd(
+    unet: Any, device: torch.device, batch: int, rounds: int, steps: int = 10, updates: int = 2
+) -> list[Row]:
+    """A step of RDMD's generator, `updates` of the fake included."""
+    schedule = diffusion.linear()
+    x, t, eps = draw(unet, schedule, batch)
+    teacher, fake, net = (copy.deepcopy(unet).requires_grad_(i > 0) for i in range(3))
+    frozen, model = nets.eps_model(teacher), nets.eps_model(fake)
+    learn = stepper(fake, lambda: ((model(x, t) - eps).square().mean(), None))
+    generate = stepper(net, lambda: ((nets.eps_model(net)(x, t) - eps).square().mean(), None))
+
+    def ideal() -> None:
+        for _ in range(steps):
+            generate()
+            for _ in range(updates):
+                learn()
+            with torch.no_grad():
+                frozen(x, t)
+                model(x, t)
+
+    def denoise(one: Any) -> Any:
+        return diffusion.denoiser(nets.eps_model(one), schedule)
+
+    def train() -> None:
+        rdmd.train_translator(unet, denoise, schedule.sigma, x, 0.2, steps, Options(batch), fake_updates=updates)
+
+    times = interleaved({"ideal": ideal, "rdmd": train}, rounds, device)
+    note = f"ideal: one training step of the generator, {updates} of the fake, a forward pass of teacher and fake"
+    return [row(f"RDMD, batch {batch}", ratio(times["rdmd"], times["ideal"]), "ideal steps", 1.1, note=note)]
+
+
 def measure(device: torch.device, rounds: int = 7, batch: int = 16, J: int = 10, unet: Any = None) -> list[Row]:
     """Return the rows of this section."""
     net = unet or network(device)
-    return measure_ant(net, device, batch, J, rounds) + measure_sdft(net, device, batch, 2 * rounds + 1)
+    rows = measure_ant(net, device, batch, J, rounds) + measure_sdft(net, device, batch, 2 * rounds + 1)
+    return rows + measure_rdmd(net, device, batch, rounds)

@@ -210,6 +210,11 @@ def artefact(folder: Path, settings: dict[str, Any], make: Callable[[Path, Path]
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
+def made_with(folder: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a folder says that it was made with settings."""
+    return settings.items() <= (_kept(folder / SETTINGS) or {}).items()
+
+
 def _kept(path: Path) -> Any:
     """Return what a JSON file holds; None if it cannot be read."""
     try:

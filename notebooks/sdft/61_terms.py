@@ -129,7 +129,7 @@ run.table("last checkpoint", table, f"{p.samples} samples an arm and seed; drift
 
 # %% [markdown]
 # ## Limits
-# - Few draws of the target: the order of the arms is shown, no interval decides it.
+# - One draw of the target: the order of the arms is shown, no interval decides it.
 # - $\lambda$ is 1, ten times the paper's, as on the page of S2.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]

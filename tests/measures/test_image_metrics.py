@@ -127,9 +127,7 @@ def test_missing_inception_and_folders(folders, monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
-    with pytest.raises(
-        UserError, match=r"inception-2015-12-05\.pt, and they cannot be downloaded \(no network"
-    ):
+    with pytest.raises(UserError, match=r"inception-2015-12-05\.pt, and they cannot be downloaded \(no network"):
         image_metrics.folder_distances(*folders)
     with pytest.raises(UserError, match="0 images found; FID and KID need two"):
         image_metrics.folder_distances(folders[0], tmp_path / "nothing")

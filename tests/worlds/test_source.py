@@ -153,3 +153,10 @@ def test_samples_come_from_the_seed(tmp_path):
     assert first.abs().max() <= 1
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
+
+
+def test_what_a_folder_was_made_with(tmp_path):
+    assert not source.made_with(tmp_path / "none", {"steps": 3})
+    source.artefact(tmp_path / "it", {"steps": 3, "code": "a"}, lambda checkpoints, target: None)
+    assert source.made_with(tmp_path / "it", {"steps": 3})
+    assert not source.made_with(tmp_path / "it", {"steps": 4})

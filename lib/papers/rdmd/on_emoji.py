@@ -37,7 +37,6 @@ STARTED = ("SDEdit", "EGSDE", "CycleDiffusion")  # methods that start from the n
 AXES = 32  # of Frechet distances: there are some hundred pictures
 DRAWN = 4000  # pictures drawn from a house's law
 SHOWN = 12  # pictures kept
-REFINED = 0.1  # start of CycleDiffusion's last pass, the authors'
 Generators = dict[float, Translator]  # by their lambdas
 
 
@@ -49,8 +48,8 @@ def pictures(house: str, part: str, seed: int) -> Tensor:
 
 
 def lambdas(p: Any, seed: int) -> list[float]:
-    """Return the lambdas that a seed trains: the judged one, and one of the others in turn."""
-    return [p.lambda_judged, p.lambdas[(seed - p.seed) % len(p.lambdas)]]
+    """Return the lambdas of a seed: the judged one, and one of the others in turn."""
+    return [p.lambda_judged, *([p.lambdas[(seed - p.seed) % len(p.lambdas)]] if p.lambdas else [])]
 
 
 def held(p: Any, net: Any, schedule: Schedule) -> Translator:
@@ -64,7 +63,7 @@ def denoiser(net: Any, schedule: Schedule) -> rdmd.Denoiser:
 
 
 def translator(p: Any, seed: int, lambda_: float, unet: Any, schedule: Schedule) -> Translator:
-    """Return the translator of a seed and a lambda, trained now or found in the folder that notebooks share."""
+    """Return the translator of a seed and a lambda: from models/, from the folder that runs share, or trained now."""
 
     def make(checkpoints: Any, draft: Any) -> None:
         options = Options(p.batch, p.lr, seed, clip=1.0, ema=p.ema, flip=True, folder=checkpoints, save_every=100)
@@ -78,8 +77,10 @@ def translator(p: Any, seed: int, lambda_: float, unet: Any, schedule: Schedule)
 
     settings = {"target": fingerprint(unet), "lambda": lambda_}
     settings |= {name: getattr(p, name) for name in ("steps", "batch", "lr", "ema", "fake_updates", "fake_lr", "sigma")}
-    folder = p.artefacts / "translators" / str(seed) / f"{lambda_:g}"
-    sources.artefact(folder, settings | {"code": digest(translator)}, make)
+    folder = sources.MODELS / "translators" / f"{seed}-{lambda_:g}"
+    if not sources.made_with(folder, settings):
+        folder = p.artefacts / "translators" / str(seed) / f"{lambda_:g}"
+        sources.artefact(folder, settings | {"code": digest(translator)}, make)
     net, _ = sources.load(p.target, p.device)
     net.load_state_dict(load_file(folder / "net.safetensors"))
     return held(p, net, schedule)
@@ -126,8 +127,9 @@ def methods(p: Any, seed: int, world: World, target: Any, x: Tensor) -> dict[str
     """Return the diffusion translators of pictures x (n, 3, 32, 32), each with the knob that trades fidelity for
     quality.
 
-    SDEdit, EGSDE and CycleDiffusion start at a share of T, ILVR is guided down to one; DDIB has none. An evaluation of
-    EGSDE's classifier, with its gradient, is counted as two calls.
+    SDEdit, EGSDE and CycleDiffusion start at a share of T, ILVR is guided down to one; DDIB has none. CycleDiffusion
+    goes without its authors' last pass of SDEdit, which made it worse. An evaluation of EGSDE's classifier, with its
+    gradient, is counted as two calls.
     """
     walk = translation.Sampler(world.schedule, p.sampling_steps, clip=True)
     source, model = quick_model(world.unet), quick_model(target)
@@ -143,7 +145,7 @@ def methods(p: Any, seed: int, world: World, target: Any, x: Tensor) -> dict[str
         return torch.Generator().manual_seed(seed)
 
     lambdas = {"lambda_s": p.lambda_s, "lambda_i": p.lambda_i, "phi": phi}
-    cycle = replace(walk, eta=0.1)  # the authors'
+    cycle = replace(walk, eta=p.cycle_eta)
     whole = p.sampling_steps
     return {
         "SDEdit": Method(lambda s: translation.sdedit(model, walk, x, rng(), t(s)), p.starts, steps),
@@ -157,9 +159,9 @@ def methods(p: Any, seed: int, world: World, target: Any, x: Tensor) -> dict[str
             lambda _: (p.iterations + 1) * whole,
         ),
         "CycleDiffusion": Method(
-            lambda s: translation.cycle_diffusion(source, model, cycle, x, rng(), t(s), t(REFINED)),
+            lambda s: translation.cycle_diffusion(source, model, cycle, x, rng(), t(s), refine=0),
             p.cycle_starts,
-            lambda s: 2 * steps(s) + steps(REFINED),
+            lambda s: 2 * steps(s),
         ),
     }
 
@@ -183,7 +185,7 @@ def translators(seed: int, p: Any, world: World, target: Any, generators: Genera
     task = Task(seed, p, world)
     x, truth = task.inputs.x, task.inputs.truth
     with torch.no_grad():
-        start = held(p, target, world.schedule)(x)
+        start = held(p, target, world.schedule)(x).clamp(-1, 1)
     known = {"input": x, "truth": truth, "other": truth.roll(1, 0), "start": start}
     found: dict[str, Any] = {name: task.measure(images) for name, images in known.items()}
     found |= {f"{name} images": known[name][:SHOWN] for name in ("input", "truth")}
