@@ -70,7 +70,7 @@ def test_all_outputs_are_there_and_load(given, whole):
     assert metrics == json.loads((out / "metrics.json").read_text())
     for name in ("intra_lpips", "fid", "kid", "precision", "recall"):
         assert metrics[name] is None
-        assert "cannot be read or downloaded" in metrics["missing"][name]
+        assert "cannot be downloaded" in metrics["missing"][name]
     assert "6 samples of 3 x 32 x 32, ddim, 2 steps" in metrics["protocol"]
     assert metrics["images"]["n"] == 10
     assert 0 < metrics["nearest_training_distance"]["least"] <= metrics["nearest_training_distance"]["mean"] < 2
