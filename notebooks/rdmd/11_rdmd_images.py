@@ -26,8 +26,10 @@
 # Three copies of Twemoji's model $D^{\mathcal T}(x, \sigma)$: the teacher is frozen, the fake $D^\phi$ learns the
 # generator's outputs, and the generator is $G_\theta(x) = D_\theta(x, 1)$, held at one noise level and fed with the
 # clean input (the paper, App. B). At an output $y = G_\theta(x)$ its gradient is
+#
 # $$\frac{D^\phi(y+\sigma\epsilon, \sigma) - D^{\mathcal T}(y+\sigma\epsilon, \sigma)}
 # {\mathrm{mean}\,|y - D^{\mathcal T}(y+\sigma\epsilon, \sigma)|} + 2 \lambda\,(y - x),$$
+#
 # the difference of two denoisers, normalised as in DMD's code, and the transport cost. The paper's weighting is not
 # known to us, so $\lambda$ is ours: both terms are means over the numbers in a picture. The fake has a larger learning
 # rate than the generator; if it lags behind, the colours of all outputs swing together.
