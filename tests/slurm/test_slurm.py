@@ -23,7 +23,7 @@ from tools.notebooks import names
 pytestmark = pytest.mark.skipif(os.environ.get("SLURM_TEST") != "1", reason="SLURM_TEST=1 is not set")
 CLUSTER = ROOT / "tests" / "slurm" / "cluster"
 RUN = ROOT / "runs" / "smoke"
-PATIENCE = 1500  # seconds
+PATIENCE = 2700  # seconds
 
 
 def slurm(*command):
