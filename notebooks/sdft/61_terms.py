@@ -57,8 +57,8 @@ run = record.start("61_terms", globals())
 p = run.parameters
 
 # %% [markdown]
-# The weight of each term, at five noise levels: with the paper's $\gamma$ distillation leaves out the low noise, and the
-# auxiliary term acts at high noise alone.
+# The weight of each term, at five noise levels: with the paper's $\gamma$ distillation leaves out the low noise, and
+# the auxiliary term acts at high noise alone.
 
 # %%
 # NBVAL_CHECK_OUTPUT
