@@ -26,9 +26,8 @@ def denoise(net: nn.Module):
 
 def train(lambda_: float, steps: int = 3, **more):
     pictures = torch.linspace(-1, 1, 5).view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
-    given = {key: more.pop(key) for key in ("fake_updates",) if key in more}
     options = Options(batch=2, lr=1e-3, seed=1, **more)
-    return rdmd.train_translator(unet(), denoise, SCHEDULE.sigma, pictures, lambda_, steps, options, **given)
+    return rdmd.train_translator(unet(), denoise, SCHEDULE.sigma, pictures, lambda_, steps, options)
 
 
 def test_the_gradient_at_a_picture_is_normalised_and_shares_the_costs_reduction() -> None:
