@@ -63,6 +63,11 @@ class Embedding:
         return torch.cat(parts, dim=1)  # (b, D)
 
 
+def distance(embedding: Embedding, x: Tensor, y: Tensor) -> Tensor:
+    """Return the LPIPS of pairs of images (n, c, h, w), (n,), with its gradient."""
+    return (embedding._embed(x) - embedding._embed(y)).square().sum(1)
+
+
 def lpips_features(net: str, size: int = 256, device: torch.device | str = "cpu", random: bool = False) -> Embedding:
     """Return the embedding of LPIPS itself, version 0.1: trunk and heads of the `lpips` package (BSD-2-Clause).
 

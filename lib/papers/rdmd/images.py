@@ -2,7 +2,7 @@
 
 Three copies of one denoiser of the target domain: the teacher is frozen, the fake learns the generator's outputs, and
 the generator is held at one noise level and fed with clean pictures of the source. Where the paper is silent, DMD2's
-code is followed (Yin et al. 2024). Loss and cost are both divided by the numbers in a picture, so that a lambda here
+code is followed (Yin et al. 2024). Loss and cost are both means over the numbers in a picture, so that a lambda here
 is the lambda of `lib.papers.rdmd.method`, for the weighting :func:`dmd_weight`.
 """
 
@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers.optimization import get_constant_schedule_with_warmup
 from torch import Tensor, nn
 
 from lib.ground.finetune import Options, update
 from lib.ground.train import History, train
 from lib.papers.rdmd import method as rdmd
 from lib.papers.rdmd.method import Denoiser
+from lib.record.files import UserError
 
 Denoise = Callable[[Any], Denoiser]  # network -> D(x, sigma)
+Cost = Callable[[Tensor, Tensor], Tensor]  # of pairs of pictures (n, c, h, w), (n,)
 SIGMA = 1.0  # at which the generator is held, the paper's (App. B)
 RANGE = (0.02, 0.98)  # part of the noise levels at which the generator is compared
 SIGMA_DATA = 0.5  # of EDM's weight in the loss of the fake
@@ -44,18 +47,24 @@ def dmd_weight(y: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
     return sigma**2 / (y - denoised).abs().flatten(1).mean(1)
 
 
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """Return the cost of pairs of pictures that the paper trains with: the mean squared difference, (n,)."""
+    return (x - y).square().flatten(1).mean(1)
+
+
 def generator_loss(
-    x: Tensor, y: Tensor, fake: Denoiser, teacher: Denoiser, eps: Tensor, sigma: Tensor, lambda_: float
+    x: Tensor, y: Tensor, fake: Denoiser, teacher: Denoiser, eps: Tensor, sigma: Tensor, lambda_: float, cost: Cost = l2
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of `lib.papers.rdmd.method` with :func:`dmd_weight`, and the cost, both a number in a picture.
+    """Return the loss of `lib.papers.rdmd.method` with :func:`dmd_weight`, and the mean cost.
 
     The teacher is asked once for loss and weight.
     """
     with torch.no_grad():
         denoised = teacher(y + sigma.view(-1, 1, 1, 1) * eps, sigma)
         omega = dmd_weight(y, denoised, sigma)
-    loss, cost = rdmd.generator_loss(x, y, fake, lambda *_: denoised, eps, sigma, omega, lambda_)
-    return loss / x[0].numel(), cost / x[0].numel()
+    matched, _ = rdmd.generator_loss(x, y, fake, lambda *_: denoised, eps, sigma, omega, 0.0)
+    paid = cost(x, y).mean()
+    return matched / x[0].numel() + lambda_ * paid, paid.detach()
 
 
 def fake_loss(fake: Denoiser, y: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
@@ -74,6 +83,7 @@ def train_translator(
     fake_updates: int = 1,
     fake_lr: float | None = None,
     sigma: float = SIGMA,
+    cost: Cost = l2,
     on_step: Callable[[int, Translator], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> tuple[Translator, History]:
@@ -91,9 +101,13 @@ def train_translator(
     fake_updates, fake_lr
         Updates of the fake before each of the generator, and their learning rate; None: the generator's. A fake that
         lags behind makes the outputs swing (Yin et al. 2024, Sec. 4.2).
+    cost
+        :func:`l2`, or an LPIPS: ``partial(lib.measures.perceptual.distance, embedding)``.
     on_step
         ``on_step(i, translator)`` after step i = 1, ..., steps.
     """
+    if options.accumulate > 1:
+        raise UserError(f"accumulate: {options.accumulate} given; RDMD takes every step with one batch, so 1")
     o, layout = options, {"memory_format": torch.channels_last}  # twice as fast on a CPU
     frozen, fake, net = (copy.deepcopy(teacher).to(**layout).requires_grad_(i > 0) for i in range(3))  # type: ignore[call-overload]
     frozen.eval()
@@ -106,6 +120,7 @@ def train_translator(
         name: torch.optim.AdamW(one.parameters(), rates[name], o.betas, weight_decay=o.weight_decay, fused=True)
         for name, one in modules.items()
     }
+    warmups = {f"warmup {k}": get_constant_schedule_with_warmup(v, o.warmup) for k, v in optimizers.items()}
     low, high = (round(share * len(sigmas)) for share in RANGE)
     levels, mixed = sigmas.float(), accelerator.autocast if accelerator else nullcontext
 
@@ -132,16 +147,20 @@ def train_translator(
             of_fake.backward()
             update(optimizers["fake"], o.clip, accelerator)
         with mixed():
-            loss, cost = generator_loss(x, y, D_fake, D, noises[-1], noises[-2], lambda_)
+            loss, paid = generator_loss(x, y, D_fake, D, noises[-1], noises[-2], lambda_, cost)
         optimizers["G"].zero_grad()
         loss.backward()
-        return {"cost": cost, "fake": of_fake.detach(), **update(optimizers["G"], o.clip, accelerator)}
+        norm = update(optimizers["G"], o.clip, accelerator)
+        for one in warmups.values():
+            one.step()
+        return {"cost": paid, "fake": of_fake.detach(), **norm}
 
     shared = {"lambda": lambda_, "fake_updates": fake_updates, "rates": rates, "sigma": sigma, "images": images.shape}
-    shared |= {name: getattr(o, name) for name in ("batch", "betas", "weight_decay", "clip", "flip")} | {**o.parameters}
+    shared |= {name: getattr(o, name) for name in ("batch", "betas", "weight_decay", "warmup", "clip", "flip")}
     ema = {"G": o.ema} if o.ema else None
     look = (lambda i, _: on_step(i, translator)) if on_step else None
+    changing, shared = optimizers | warmups, shared | {**o.parameters}
     history = train(
-        step, sample, modules, optimizers, steps, o.seed, ema, o.folder, o.save_every, look, shared, accelerator
+        step, sample, modules, changing, steps, o.seed, ema, o.folder, o.save_every, look, shared, accelerator
     )
     return translator, history

@@ -1,12 +1,17 @@
 """RDMD on images: the weight by hand, the generator's gradient against its definition, training, resuming."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from lib.ground import diffusion, nets
 from lib.ground.finetune import Options
+from lib.measures import perceptual
+from lib.measures.perceptual import Embedding
 from lib.papers.rdmd import images as rdmd
+from lib.record.files import UserError
 from tests.rounding import assert_same
 
 SCHEDULE = diffusion.linear()
@@ -108,3 +113,26 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path) -> None:
     for name, value in whole.ema["G"].items():
         assert torch.equal(value, rest.ema["G"][name])
     assert whole.values == rest.values
+
+
+def test_the_cost_may_be_an_lpips() -> None:
+    layers = lambda images: [images.double(), images.double().square()]  # noqa: E731
+    embedding = Embedding("two layers", layers, [torch.ones(3), torch.full((3,), 2.0)], torch.device("cpu"))
+    x, y = (normal(2, 3, 4, 4, seed=i).tanh() for i in range(2))
+    y.requires_grad_()
+    cost = partial(perceptual.distance, embedding)
+    assert_same(cost(x, y).detach(), (embedding(x) - embedding(y)).square().sum(1))
+    loss, paid = rdmd.generator_loss(
+        x, y, *[lambda z, s: 0.5 * z] * 2, torch.zeros(2, 3, 4, 4), torch.ones(2), 2.0, cost
+    )
+    assert_same(loss.detach(), 2 * paid)  # the two models agree
+    assert torch.autograd.grad(loss, y)[0].abs().sum() > 0
+
+
+def test_the_learning_rates_rise_at_first_and_a_batch_in_parts_is_refused() -> None:
+    still, moved = (train(0.2, 1, warmup=warmup)[0].net for warmup in (10, 0))
+    for one, same in ((still, True), (moved, False)):
+        pairs = zip(one.state_dict().values(), unet().state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == same
+    with pytest.raises(UserError, match="accumulate: 2 given"):
+        train(0.2, 1, accumulate=2)
