@@ -84,7 +84,7 @@ def train_translator(
     fake_lr: float | None = None,
     sigma: float = SIGMA,
     cost: Cost = l2,
-    on_step: Callable[[int, Translator], None] | None = None,
+    on_step: Callable[[int, Translator, History], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> tuple[Translator, History]:
     """Train a translator of `images` (n, c, h, w) in [-1, 1] into the domain of the denoiser `teacher`.
@@ -104,7 +104,7 @@ def train_translator(
     cost
         :func:`l2`, or an LPIPS: ``partial(lib.measures.perceptual.distance, embedding)``.
     on_step
-        ``on_step(i, translator)`` after step i = 1, ..., steps.
+        ``on_step(i, translator, history)`` after step i = 1, ..., steps, in every process; averages are ``ema["G"]``.
     """
     if options.accumulate > 1:
         raise UserError(f"accumulate: {options.accumulate} given; RDMD takes every step with one batch, so 1")
@@ -158,7 +158,7 @@ def train_translator(
     shared = {"lambda": lambda_, "fake_updates": fake_updates, "rates": rates, "sigma": sigma, "images": images.shape}
     shared |= {name: getattr(o, name) for name in ("batch", "betas", "weight_decay", "warmup", "clip", "flip")}
     ema = {"G": o.ema} if o.ema else None
-    look = (lambda i, _: on_step(i, translator)) if on_step else None
+    look = (lambda i, history: on_step(i, translator, history)) if on_step else None
     changing, shared = optimizers | warmups, shared | {**o.parameters}
     history = train(
         step, sample, modules, changing, steps, o.seed, ema, o.folder, o.save_every, look, shared, accelerator
