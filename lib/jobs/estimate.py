@@ -14,11 +14,12 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.ground.finetune import finetune
+from lib.ground.folder import Read
 from lib.ground.nets import parameter_count
 from lib.ground.noised_classifier import NoisedClassifier
-from lib.jobs import hub, methods
+from lib.jobs import hub, methods, translation
 from lib.jobs.hub import Source
-from lib.jobs.settings import Settings
+from lib.jobs.settings import Job, Settings, Translation
 from lib.papers.ant.adaptor import Adaptor
 
 STEPS = 4  # to be timed; the first one, which also warms up, does not count
@@ -55,47 +56,59 @@ class Cost:
         )
 
 
-def estimate(s: Settings, source: Source | None = None) -> Cost:
+def estimate(s: Settings | Translation, source: Source | None = None) -> Cost:
     """Count what a job costs, and time a few steps of it on one process of this machine.
 
     They are a process's share of the batch, on noise instead of images; several processes are taken to be as fast side
-    by side as one alone. Where steps would take too long, one pass is timed. `source` is the job's, if it is loaded.
+    by side as one alone. Where steps would take too long, one pass is timed. `source` is the job's model, if it is
+    loaded. A model of the target that is trained first counts as training, on one process.
     """
-    source = source or hub.source(s.source, "cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu")
+    source = source or _source(s, torch.device("cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu"))
     forwards, backwards, classifier = passes(s)
     with torch.device("meta"):
         unet: Any = UNet2DModel.from_config(source.unet.config)
         inputs = torch.zeros(1, *source.shape), torch.zeros(1, dtype=torch.long)
         one = operations(unet, *inputs)
         extra = operations(NoisedClassifier(unet), *inputs) / one if classifier else 0.0
-    pupil = methods.student(s, source)
     trained, whole = sizes(s, source)
-    images, sampling = s.steps * s.batch, (s.samples + s.shown) * s.sampling_steps
+    images, before = s.steps * s.batch, 0
+    if isinstance(s, Translation):
+        images, sampling = images * len(s.lambdas), s.translated * len(s.lambdas)
+        before = 0 if s.target_model else s.model_steps * s.model_batch
+    else:
+        sampling = (s.samples + s.shown) * s.sampling_steps
     work = forwards + 2 * backwards + 3 * extra
     each, how = _seconds_forward(source) * (s.batch // s.processes) * work, "from one forward pass"
     if each < PATIENCE[source.unet.device.type]:
-        each, how = _seconds_per_step(s, source, pupil), "measured"
-    hours = s.steps * each / 3600
+        each, how = _seconds_per_step(s, source), "measured"
+    alone = each * s.processes / (s.batch * work) / 3600  # hours of a forward pass of one image on one process
     return Cost(
         parameters=whole,
         trained=trained,
-        images_seen=images,
-        forwards=images * (forwards + extra),
-        backwards=images * (backwards + extra),
-        flops=images * work * one,
+        images_seen=images + before,
+        forwards=images * (forwards + extra) + before,
+        backwards=images * (backwards + extra) + before,
+        flops=(images * work + before * 3) * one,
         sampling_flops=sampling * one,
         checkpoint_bytes=_checkpoint(s, trained),
         seconds_per_step=each,
         how=how,
-        hours=hours,
-        # One process samples; the others have done their share of the training by then.
-        sampling_hours=hours * sampling / (images * work) * s.processes,
+        hours=images / s.batch * each / 3600 + before * 3 * alone,
+        sampling_hours=sampling * alone,  # by the main process
     )
 
 
-def sizes(s: Settings, source: Source) -> tuple[int, int]:
+def _source(s: Settings | Translation, device: torch.device) -> Source:
+    if isinstance(s, Settings):
+        return hub.source(s.source, device)
+    return hub.source(s.target_model, device, "target_model") if s.target_model else translation.untrained(s, device)
+
+
+def sizes(s: Settings | Translation, source: Source) -> tuple[int, int]:
     """Return how many parameters a method trains, and how many its model has in all."""
     base = parameter_count(source.unet)
+    if isinstance(s, Translation):
+        return 2 * base, base  # generator and fake
     if s.method in ("naive", "SDFT"):
         return base, base
     with torch.device("meta"):
@@ -103,24 +116,34 @@ def sizes(s: Settings, source: Source) -> tuple[int, int]:
     return parameter_count(adaptor), base + parameter_count(adaptor)
 
 
-def disk(s: Settings, source: Source, images: int) -> int:
-    """Return the bytes that a job may take: models, two checkpoints while one takes the other's place, images."""
+def disk(s: Settings | Translation, source: Source, reads: dict[str, Read]) -> int:
+    """Return the bytes that a job may take: models, checkpoints while one takes the other's place, images."""
     trained, whole = sizes(s, source)
-    models = 4 * whole * (1 + (s.score_every > 0)) + 4 * trained * (s.score_every > 0)
-    drawn = s.samples + images + 12 * s.shown + s.score_samples * (s.score_every > 0)
-    return models + 2 * _checkpoint(s, trained) + math.prod(source.shape) * drawn
+    images = sum(len(read.names) for name, read in reads.items() if name != "reference")
+    if isinstance(s, Translation):
+        n, kept = len(s.lambdas), len(s.lambdas) + 1
+        own = 0 if s.target_model else 4 * 6 * whole  # its checkpoints
+        models, drawn = 4 * whole * n + own, (s.translated + 4 * s.shown) * n + len(reads["target_images"].names)
+    else:
+        models, kept = 4 * whole * (1 + (s.score_every > 0)) + 4 * trained * (s.score_every > 0), 2
+        drawn = s.samples + 12 * s.shown + s.score_samples * (s.score_every > 0)
+    return models + kept * _checkpoint(s, trained) + math.prod(source.shape) * (drawn + images)
 
 
-def _checkpoint(s: Settings, trained: int) -> int:
-    return 4 * trained * (3 + (s.ema > 0))  # weights, two moments of AdamW, their average
+def _checkpoint(s: Job, trained: int) -> int:
+    averaged = trained // 2 if isinstance(s, Translation) else trained  # of RDMD the generator, not the fake
+    return 4 * (3 * trained + (s.ema > 0) * averaged)  # weights, two moments of AdamW, their average
 
 
-def passes(s: Settings) -> tuple[float, float, int]:
+def passes(s: Settings | Translation) -> tuple[float, float, int]:
     """Return forward and backward passes of the network for an image and step, and those of a classifier (each way).
 
     SDFT: the student sees x_t and, with the auxiliary term, the noise; the source sees what it is compared on. ANT: J
-    steps of ascent on the noise, forward and backward each, before the step on the weights.
+    steps of ascent on the noise, forward and backward each, before the step on the weights. RDMD: the generator, the
+    fake's own updates, and fake and teacher where they are compared.
     """
+    if isinstance(s, Translation):
+        return s.fake_updates + 3, s.fake_updates + 1, 0
     if s.method == "SDFT":
         student, teacher = 1 + (s.lambda_aux > 0), (s.lambda_distill > 0) + (s.lambda_aux > 0)
         return student + teacher, student, 0
@@ -144,18 +167,22 @@ def _seconds_forward(source: Source) -> float:
     return Timer("unet(x, t)", globals=names, num_threads=torch.get_num_threads()).timeit(1).median
 
 
-def _seconds_per_step(s: Settings, source: Source, pupil: methods.Student) -> float:
-    """Run a few steps on noise; the student is thrown away afterwards."""
+def _seconds_per_step(s: Settings | Translation, source: Source) -> float:
+    """Run a few steps on noise; what they train is thrown away."""
     device, times = source.unet.device, []
-    images, _ = methods.noise(s, source, 4)
+    images = torch.randn(4, *source.shape, generator=torch.Generator().manual_seed(s.seed)).clamp(-1, 1)
 
-    def clock(i: int, history: Any) -> None:
+    def clock(*_: Any) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
     options, accelerator = replace(methods.options(s), lr=1e-8), methods.accelerator(s, device)
-    finetune(pupil.trained, source.schedule, images.clamp(-1, 1), pupil.loss, STEPS, options, clock, accelerator)
+    if isinstance(s, Translation):
+        translation.train(s, source, images, s.lambdas[0], STEPS, options, clock, accelerator)
+    else:
+        pupil = methods.student(s, source)
+        finetune(pupil.trained, source.schedule, images, pupil.loss, STEPS, options, clock, accelerator)
     return statistics.median(b - a for a, b in pairwise(times))
 
 

@@ -19,7 +19,7 @@ from huggingface_hub import errors, is_offline_mode, snapshot_download
 from lib.ground import folder, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.folder import Read
-from lib.jobs.settings import Settings
+from lib.jobs.settings import Job
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.files import UserError, expanded
 from lib.record.parameters import usable
@@ -51,25 +51,25 @@ class Source(NamedTuple):
         return pretrained.shape(self.unet)
 
 
-def source(name: str | Path, device: torch.device | str = "cpu") -> Source:
+def source(name: str | Path, device: torch.device | str = "cpu", parameter: str = "source") -> Source:
     """Load a pixel-space DDPM, as `lib.ground.pretrained.load` does, or by its id on the hub.
 
-    An id is one such as google/ddpm-ema-church-256.
+    An id is one such as google/ddpm-ema-church-256. `parameter` is what messages call it.
     """
     device = usable(device)
     for kind in (".safetensors", ".bin"):  # the second only where there is no first
-        place = place_of(str(name), "source", ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
+        place = place_of(str(name), parameter, ["*.json", f"*{pretrained.NAME}{kind}"], _has_weights)
         if _has_weights(place):
             break
-    found, scheduler, schedule, notes = pretrained.load(place, "source")
+    found, scheduler, schedule, notes = pretrained.load(place, parameter)
     unet: Any = found
     unet.to(device)
     adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
     return Source(unet, scheduler, schedule, notes, adaptor)
 
 
-def target(s: Settings, shape: tuple[int, int, int], parameter: str = "images") -> Read:
-    """Read a job's images, or its `reference`, at the shape (c, h, w) of its source, or the copy kept in ``out/cache``.
+def target(s: Job, shape: tuple[int, int, int], parameter: str = "images") -> Read:
+    """Read a job's images at the shape (c, h, w) of its model, or the copy kept in ``out/cache``.
 
     They are a folder of files, a folder that `datasets` wrote or reads (parquet), or a data set's id on the hub.
     """

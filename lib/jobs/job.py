@@ -1,4 +1,4 @@
-"""One fine-tuning job from settings to folder: a model, a sample sheet, metrics, logs and checkpoints.
+"""One job from settings to folder: a model, a sheet of pictures, metrics, logs and checkpoints.
 
 ``python -m lib.jobs.job job.json`` runs the settings in a file, on one process or several. A notebook on several
 processes starts exactly that as a new program: its own kernel may have touched the GPU, and such a process cannot be
@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMPipeline
 
 from lib.ground import folder
@@ -26,10 +27,10 @@ from lib.ground.finetune import finetune
 from lib.ground.folder import Read
 from lib.ground.nets import fingerprint, seeded
 from lib.ground.noised_classifier import NoisedClassifier, train_noised
-from lib.jobs import hub, methods, report
-from lib.jobs.gate import SETTINGS, Opened, check
+from lib.jobs import hub, methods, report, translation
+from lib.jobs.gate import SETTINGS, Opened, check, results
 from lib.jobs.hub import Source
-from lib.jobs.settings import Settings, read_settings
+from lib.jobs.settings import Job, Settings, Translation, read_settings
 from lib.jobs.watch import Watch, best, save_weights
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.files import (
@@ -49,15 +50,16 @@ CLASSIFIER, METRICS = "classifier.safetensors", "metrics.json"
 SOURCE_STEPS = 50  # ancestral steps of the source's samples that the classifier learns from
 
 
-def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
+def run(s: Settings | Translation, opened: Opened | None = None) -> dict[str, Any]:
     """Do a job, or what is left of it, and return its metrics; `opened` is what the gate found, if it was asked before.
 
     The folder ``out`` then holds ``model`` (diffusers' layout; with an adaptor the source's weights and the adaptor
     beside them, see `lib.jobs.hub.source`), ``samples`` (PNG files), ``samples.png`` (source and student from equal
     noise, nearest training images), ``metrics.json``, ``logs`` (TensorBoard), ``checkpoints`` and ``job.json``; if it
-    was asked to score, also ``best``, the model of the lowest score. A job that was stopped goes on from its newest
-    checkpoint; one that is finished is not done again. With several processes, and unless it is one of them, this
-    starts them.
+    was asked to score, also ``best``, the model of the lowest score. RDMD leaves instead, for each lambda,
+    ``translators/LAMBDA`` (see `lib.jobs.translation.load`) and ``translated/LAMBDA``, and ``translations.png``. A job
+    that was stopped goes on from its newest checkpoint; one that is finished is not done again. With several processes,
+    and unless it is one of them, this starts them.
 
     Raises
     ------
@@ -84,23 +86,22 @@ def run(s: Settings, opened: Opened | None = None) -> dict[str, Any]:
     return json.loads((s.out / METRICS).read_text(encoding="utf-8"))
 
 
-def anew(s: Settings, opened: Opened) -> dict[str, Any]:
+def anew(s: Settings | Translation, opened: Opened) -> dict[str, Any]:
     """Do a job from its beginning, and put its folder in the place of an earlier one's."""
-    opened = opened._replace(images=opened.images._replace(kept=None))
+    opened = opened._replace(reads={name: read._replace(kept=None) for name, read in opened.reads.items()})
     with replacing(s.out) as draft:
         return run(s.model_copy(update={"out": draft}), opened)
 
 
-def _begin(s: Settings, opened: Opened) -> None:
+def _begin(s: Job, opened: Opened) -> None:
     """Make the folder this job's, and put down what its processes read."""
     if not (s.out / MARK).is_file():
         write_atomic(s.out / MARK, "[]")
     for place in [s.out, *filter(Path.is_dir, s.out.rglob("*"))]:
         sweep(place)
     write_atomic(s.out / SETTINGS, json.dumps(s.model_dump(mode="json"), indent=1) + "\n")
-    for read in (opened.images, opened.reference):
-        if read:
-            folder.keep(read)
+    for read in opened.reads.values():
+        folder.keep(read)
 
 
 def launch(path: Path, processes: int) -> None:
@@ -140,32 +141,44 @@ def _digest(found: Read) -> str:
     return hashlib.sha256(found.images.numpy().tobytes()).hexdigest()[:16]
 
 
-def _finished(s: Settings, opened: Opened) -> dict[str, Any] | None:
-    """Return the metrics of a job that was done with just these settings, images and source."""
+def _finished(s: Settings | Translation, opened: Opened) -> dict[str, Any] | None:
+    """Return the metrics of a job that was done with just these settings, images and model."""
     try:
         metrics = json.loads((s.out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     same = metrics["settings"] == s.model_dump(mode="json") and metrics.get("inputs") == _inputs(opened)
-    return metrics if same and (s.out / "model").is_dir() else None
+    return metrics if same and (s.out / results(s)[0]).is_dir() else None
 
 
-def _inputs(opened: Opened) -> dict[str, str | None]:
-    reference = opened.reference and _digest(opened.reference)
-    return {"source": fingerprint(opened.source.unet), "images": _digest(opened.images), "reference": reference}
+def _inputs(opened: Opened) -> dict[str, str]:
+    return {"source": fingerprint(opened.source.unet)} | {name: _digest(read) for name, read in opened.reads.items()}
 
 
-def _work(s: Settings, opened: Opened) -> None:
+def _work(s: Settings | Translation, opened: Opened) -> None:
     """Train, and in the main process write everything down."""
-    source, found, reference = opened.source, opened.images, opened.reference
-    accelerator = methods.accelerator(s, source.unet.device)
-    main = accelerator.is_main_process
+    accelerator, inputs = methods.accelerator(s, opened.source.unet.device), _inputs(opened)
     if accelerator.num_processes != s.processes:
         raise UserError(f"processes: {s.processes} in the job, but {accelerator.num_processes} were launched")
-    classifier = _classifier(s, source, found, main) if s.method in methods.GUIDED else None
+    if isinstance(s, Translation):
+        found = translation.work(s, opened.source, opened.reads, inputs, accelerator)
+    else:
+        found = _finetune(s, opened, accelerator)
+    if accelerator.is_main_process:
+        about = {"settings": s.model_dump(mode="json"), "inputs": inputs}
+        write_atomic(s.out / METRICS, json.dumps(about | found, indent=1) + "\n")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _finetune(s: Settings, opened: Opened, accelerator: Accelerator) -> dict[str, Any]:
+    """Adapt the model, and in the main process sample, measure and write; return the metrics, elsewhere nothing."""
+    source, images, reference = opened.source, opened.reads["images"], opened.reads.get("reference")
+    main, metrics = accelerator.is_main_process, {}
+    classifier = _classifier(s, source, images, main) if s.method in methods.GUIDED else None
     unet, trained, loss = methods.student(s, source, classifier)
-    checkpoints, inputs = s.out / "checkpoints", _inputs(opened)
-    unchanged = s.fixed | {"source weights": inputs["source"], "checksum": inputs["images"]}
+    checkpoints = s.out / "checkpoints"
+    unchanged = s.fixed | {"source weights": fingerprint(source.unet), "checksum": _digest(images)}
     options = methods.options(s, folder=checkpoints, save_every=s.save_every, parameters=unchanged)
     looks: dict[str, Any] = {"grid_every": s.grid_every, "score_every": s.score_every}
     if main and s.grid_every:
@@ -174,7 +187,7 @@ def _work(s: Settings, opened: Opened) -> None:
         looks["score"] = report.scorer(s, source, unet, reference.images)
     watch = Watch(trained, checkpoints, s.out / "logs", s.steps, **looks) if main else None
     with closing(watch) if watch else nullcontext():
-        history = finetune(trained, source.schedule, found.images, loss, s.steps, options, watch, accelerator)
+        history = finetune(trained, source.schedule, images.images, loss, s.steps, options, watch, accelerator)
     if main:
         if s.ema:
             trained.load_state_dict(history.ema["student"])
@@ -183,20 +196,16 @@ def _work(s: Settings, opened: Opened) -> None:
         save("model")
         losses = {name: sum(values[-50:]) / len(values[-50:]) for name, values in history.values.items()}
         metrics = {
-            "settings": s.model_dump(mode="json"),
-            "inputs": inputs,
-            "images": {"n": len(found.names), "notes": found.notes()},
+            "images": {"n": len(images.names), "notes": images.notes()},
             "training": {"steps": s.steps, "seconds": round(history.seconds, 1), "losses": losses},
-            **report.write(s, source, unet, found.images, reference.images if reference else None),
+            **report.write(s, source, unet, images.images, reference.images if reference else None),
         }
         if s.score_every:
             weights, step, kid = best(checkpoints)
             trained.load_state_dict(weights)
             save("best")
             metrics["best"] = {"step": step, "kid": kid, "samples": s.score_samples}
-        write_atomic(s.out / METRICS, json.dumps(metrics, indent=1) + "\n")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    return metrics
 
 
 def _classifier(s: Settings, source: Source, found: Read, main: bool) -> NoisedClassifier:

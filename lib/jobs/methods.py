@@ -19,7 +19,7 @@ from lib.ground.finetune import Loss, Options
 from lib.ground.nets import eps_model, native_weight, seeded
 from lib.ground.noised_classifier import NoisedClassifier
 from lib.jobs.hub import Source
-from lib.jobs.settings import Settings
+from lib.jobs.settings import Job, Settings
 from lib.papers.ant import method as ant
 from lib.papers.ant.adaptor import Adaptor
 from lib.papers.sdft import method as sdft
@@ -67,10 +67,10 @@ def student(s: Settings, source: Source, classifier: NoisedClassifier | None = N
     return Student(unet, adaptor, partial(loss, gamma=s.gamma, omega=s.omega, J=J, native=native))
 
 
-def options(s: Settings, **more: Any) -> Options:
-    """Return how each process of a job fine-tunes."""
+def options(s: Job, **more: Any) -> Options:
+    """Return how each process of a job trains."""
     names = ("lr", "seed", "betas", "weight_decay", "warmup", "clip", "ema", "flip", "accumulate")
-    return Options(s.batch // (s.processes * s.accumulate), **{name: getattr(s, name) for name in names}, **more)
+    return Options(s.batch // s.passes, **{name: getattr(s, name) for name in names if hasattr(s, name)}, **more)
 
 
 def noise(s: Settings, source: Source, n: int) -> Begin:
@@ -90,7 +90,7 @@ def sample(s: Settings, source: Source, unet: Any, begin: Begin) -> Tensor:
     return diffusion.sample(eps_model(unet), source.schedule, x_T, steps, fresh, BATCH, unet.device)
 
 
-def accelerator(s: Settings, device: torch.device) -> Accelerator:
+def accelerator(s: Job, device: torch.device) -> Accelerator:
     """Return accelerate's object for this process; jobs of different precision may follow each other in one kernel."""
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,8 +1,8 @@
-"""Settings of a fine-tuning job: every one named, typed and with a default, which is the paper's where it has one."""
+"""Settings of a job: every one named, typed and with a default, which is the paper's where it has one."""
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from lib.record.files import UserError, expanded, reading
-from lib.record.parameters import explain
+from lib.record.parameters import ParameterError, explain
 
 # None stands for the paper's value; papermill reads such names in a notebook's parameters, but no `|`.
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
@@ -34,23 +34,17 @@ _ADAPTOR = {
     **{"sampler": "ancestral", "sampling_steps": 500},
 }
 PAPER: dict[str, dict[str, Any]] = {method: _FULL if method in ("naive", "SDFT") else _ADAPTOR for method in METHODS}
-# Settings that a job may change when it is started again; all others decide what is trained.
-FREE = (
-    *("steps", "samples", "sampler", "sampling_steps", "shown", "reference", "judge"),
-    *("save_every", "grid_every", "score_every", "score_samples"),
-)
 
 
-class Settings(BaseModel):
-    """Settings of one job; what is not given is what the method's paper has (``PAPER``)."""
+class Job(BaseModel):
+    """Settings of any job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Settings that a job may change when it is started again; all others decide what is trained.
+    FREE: ClassVar[tuple[str, ...]] = ("steps", "out", "device", "shown", "save_every", "grid_every")
+    PARTS: ClassVar[str] = "processes"  # of a batch, which are computed apart
 
-    method: Method = "SDFT"
-    source: str  # folder of diffusers, or id on the hub
-    images: str  # folder, data set on disk, or id of a data set
     out: Path  # folder for all results
-    reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     split: str = "train"  # of a data set
     column: str = ""  # of a data set, with the images; empty: the only one
     damaged: Literal["refuse", "skip"] = "refuse"  # what to do about files that cannot be read
@@ -64,6 +58,53 @@ class Settings(BaseModel):
     clip: NonNegativeFloat = 0.0  # largest norm of a gradient; 0: any
     ema: NonNegativeFloat = Field(0.0, lt=1)  # decay of averaged weights, which are then the result; 0: the last ones
     flip: bool = True  # mirror half of the images
+    precision: Literal["no", "bf16"] = "no"  # bf16: half the memory of activations; fp16 would need loss scaling
+    processes: PositiveInt = 1  # GPUs, or processes on CPUs
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: NonNegativeInt = 0
+    shown: PositiveInt = 8  # columns of the sheet
+    save_every: NonNegativeInt = 500  # steps between checkpoints
+    grid_every: NonNegativeInt = 0  # steps between pictures in the logs; 0: none
+
+    @field_validator("source", "images", "source_images", "target_images", check_fields=False)
+    @classmethod
+    def _given(cls, name: str) -> str:  # pydantic's own bound wants UTF-8
+        if not name:
+            raise ValueError("name a folder, or an id on the hub")
+        return name
+
+    @field_validator("out")
+    @classmethod
+    def _expanded(cls, out: Path) -> Path:
+        return expanded(out, "out")
+
+    @property
+    def passes(self) -> int:
+        """Parts of a batch that are computed one by one or in processes."""
+        return self.processes
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What a job that is started again must have in common with its beginning."""
+        return self.model_dump(mode="json", exclude=set(self.FREE))
+
+    @model_validator(mode="after")
+    def _divided(self) -> Self:
+        if self.batch % self.passes:
+            raise ValueError(f"batch: {self.batch} given; a multiple of {self.PARTS} = {self.passes} is needed")
+        return self
+
+
+class Settings(Job):
+    """Settings of a job that adapts a model; what is not given is what the method's paper has (``PAPER``)."""
+
+    FREE = (*Job.FREE, "samples", "sampler", "sampling_steps", "reference", "judge", "score_every", "score_samples")
+    PARTS = "processes x accumulate"
+
+    method: Method = "SDFT"
+    source: str  # folder of diffusers, or id on the hub
+    images: str  # folder, data set on disk, or id of a data set
+    reference: str = ""  # images for FID, KID, precision and recall, read like `images`
     dropout: NonNegativeFloat = Field(0.0, lt=1)  # of the student's residual blocks; naive and SDFT
     lambda_distill: NonNegativeFloat = 0.1  # SDFT
     lambda_aux: NonNegativeFloat = 0.1
@@ -79,19 +120,12 @@ class Settings(BaseModel):
     classifier_batch: PositiveInt = 64
     classifier_lr: PositiveFloat = 1e-4
     classifier_images: PositiveInt = 100  # samples of the source that stand for its domain
-    precision: Literal["no", "bf16"] = "no"  # bf16: half the memory of activations; fp16 would need loss scaling
     accumulate: PositiveInt = 1  # passes a step, each with batch / accumulate images
     gradient_checkpointing: bool = False  # less memory, a third more time
-    processes: PositiveInt = 1  # GPUs, or processes on CPUs
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: NonNegativeInt = 0
     samples: PositiveInt = 1000
     sampler: Literal["ddim", "ancestral"]  # deterministic, or with fresh noise at every step
     sampling_steps: PositiveInt
-    shown: PositiveInt = 8  # columns of the sample sheet
     judge: str = ""  # folder of the digit classifier of 50_source for Intra-LPIPS; empty: LPIPS itself
-    save_every: NonNegativeInt = 500  # steps between checkpoints
-    grid_every: NonNegativeInt = 0  # steps between pictures in the logs; 0: none
     score_every: NonNegativeInt = 0  # steps between KIDs against `reference`, whose best model is kept too; 0: none
     score_samples: int = Field(500, ge=2)  # samples of each
 
@@ -100,42 +134,77 @@ class Settings(BaseModel):
     def _paper(cls, values: dict[str, Any]) -> dict[str, Any]:
         return PAPER.get(values.get("method", "SDFT"), {}) | values
 
-    @field_validator("source", "images")
-    @classmethod
-    def _given(cls, name: str) -> str:  # pydantic's own bound wants UTF-8
-        if not name:
-            raise ValueError("name a folder, or an id on the hub")
-        return name
-
-    @field_validator("out")
-    @classmethod
-    def _expanded(cls, out: Path) -> Path:
-        return expanded(out, "out")
-
     @property
-    def fixed(self) -> dict[str, Any]:
-        """What a job that is started again must have in common with its beginning."""
-        return self.model_dump(mode="json", exclude={*FREE, "out", "device"})
+    def passes(self) -> int:
+        """Parts of a batch that are computed one by one or in processes."""
+        return self.processes * self.accumulate
 
     @model_validator(mode="after")
-    def _divided(self) -> Self:
-        parts = self.processes * self.accumulate
-        if self.batch % parts:
-            raise ValueError(f"batch: {self.batch} given; a multiple of processes x accumulate = {parts} is needed")
+    def _scored(self) -> Self:
         if self.score_every and not self.reference:
             raise ValueError("score_every: there is no reference to score against; give one, or 0")
         return self
 
 
-def settings(**values: Any) -> Settings:
-    """Return checked settings; raise `ParameterError` for the first wrong one by name, with what would be right."""
+class Translation(Job):
+    """Settings of a job that makes a translator of one network call from two folders of pictures, with RDMD.
+
+    The defaults are those that served on emoji of 32 x 32; the paper's are not known to us.
+    """
+
+    FREE = (*Job.FREE, "lambdas", "translated")
+
+    method: Literal["RDMD"] = "RDMD"
+    source_images: str  # what is to be translated: folder, data set on disk, or id of a data set
+    target_images: str  # pictures like those that are to come out
+    target_model: str = (
+        ""  # diffusion model of these: folder of diffusers, or id on the hub; empty: trained on them first
+    )
+    size: PositiveInt = 64  # side of the pictures; this and the next four are of the model that is trained here
+    channels: list[PositiveInt] = [64, 128, 192]  # from the full resolution to the lowest
+    model_steps: PositiveInt = 20_000
+    model_batch: PositiveInt = 32
+    model_lr: PositiveFloat = 5e-4
+    lambdas: list[NonNegativeFloat] = Field([0.2], min_length=1)  # weights of the cost: a translator for each
+    cost: Literal["L2", "LPIPS"] = "L2"  # L2 is the paper's; LPIPS in the features of EfficientNet-Lite0
+    sigma: PositiveFloat = 1.0  # noise level at which the generator is held; the paper's
+    steps: PositiveInt = 2000  # of the generator, for each lambda
+    batch: PositiveInt = 16
+    lr: PositiveFloat = 3e-5
+    fake_updates: PositiveInt = 1  # of the fake before each of the generator
+    fake_lr: PositiveFloat = 3e-4
+    clip: NonNegativeFloat = 1.0
+    ema: NonNegativeFloat = Field(0.99, lt=1)
+    translated: PositiveInt = 1000  # source pictures that each translator is shown on, the first of them
+
+    @field_validator("lambdas")
+    @classmethod
+    def _different(cls, lambdas: list[float]) -> list[float]:
+        if len(set(lambdas)) < len(lambdas):
+            raise ValueError("a lambda is given twice; give each once")
+        return lambdas
+
+
+KINDS: dict[str, Any] = dict.fromkeys(METHODS, Settings) | {"RDMD": Translation}
+
+
+def settings(method: str = "SDFT", **values: Any) -> Any:
+    """Return checked `Settings` or, for the method RDMD, a `Translation`.
+
+    Raises
+    ------
+    ParameterError
+        For the first wrong one, by name, with what would be right.
+    """
+    if method not in KINDS:
+        raise ParameterError(f"method: {method!r} given; one of {', '.join(KINDS)}")
     try:
-        return Settings(**values)
+        return KINDS[method](method=method, **values)
     except ValidationError as error:
-        raise explain(error, known=Settings.model_fields) from None
+        raise explain(error, known=KINDS[method].model_fields) from None
 
 
-def read_settings(path: str | Path) -> Settings:
+def read_settings(path: str | Path) -> Any:
     """Return the settings in a JSON file; errors as in `settings`, and if the file is missing or no JSON."""
     with reading(path, "name a JSON file of settings"):
         values = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark

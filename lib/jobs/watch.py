@@ -37,6 +37,7 @@ class Watch:
     grid_every: int = 1
     score: Callable[[], float] | None = None  # lower is better
     score_every: int = 1
+    name: str = "student"  # of its averaged weights in the history
     writer: Any = None
     history: History | None = None
     logged: int = 0
@@ -90,9 +91,9 @@ class Watch:
     @contextmanager
     def _averaged(self, history: History) -> Iterator[None]:
         """The averaged weights in place of the trained ones, and random numbers of one's own."""
-        average = history.ema.get("student", {})
+        average = history.ema.get(self.name, {})
         pairs = [(p, p.data, average[name]) for name, p in self.student.named_parameters() if name in average]
-        with torch.random.fork_rng(devices=cuda_devices({"student": self.student})), torch.no_grad():
+        with torch.random.fork_rng(devices=cuda_devices({self.name: self.student})), torch.no_grad():
             try:
                 for parameter, _, mean in pairs:
                     parameter.data = mean

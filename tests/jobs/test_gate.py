@@ -161,7 +161,9 @@ def test_the_estimate_covers_what_a_job_leaves(source, pictures, tmp_path):
         opened = gate.check(s)
         job.run(s, opened)
         left = gate._size(s.out)
-        assert left < gate.estimate.disk(s, opened.source, 4) * 1.5 + 400_000, method  # names, logs and the sheet
+        assert left < gate.estimate.disk(s, opened.source, opened.reads) * 1.5 + 400_000, (
+            method
+        )  # names, logs and the sheet
 
 
 def test_a_full_disk_is_one_line_and_the_job_goes_on(source, pictures, tmp_path, monkeypatch, capsys):
