@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.ground import diffusion, nets
-from lib.papers.rdmd import images as rdmd, on_emoji
+from lib.papers.rdmd import images as rdmd, on_emoji, start
 from lib.worlds import emoji, emoji_judge, emoji_measures, sources
 from tools.replicate import started
 
@@ -97,3 +97,18 @@ def test_the_translator_in_models_is_found_and_draws_like_twemoji(world, monkeyp
         translated = translator(inputs.x)
     realism = [world.judge.like_twemoji(images).float().mean() for images in (inputs.x, translated)]
     assert realism[0] < 0.2 < 0.5 < realism[1]
+
+
+def test_starts_are_measured_before_and_after_a_training(world, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda *_: (world.unet, SCHEDULE))
+    small = {"lambda_": 0.2, "steps": 1, "batch": 2, "lr": 1e-2, "fake_lr": 1e-2, "fake_updates": 1, "ema": 0.5}
+    p = SimpleNamespace(target="", device="cpu", sigmas=[0.01, 2.0], inputs=16, **small)
+    found = start.held_at(0, p, *world)
+    cost = [np.array(found[name])[:, on_emoji.COST] for name in ("before", "after")]
+    assert cost[0][0] < 0.02 < cost[0][1]  # at little noise the denoiser leaves the input alone
+    assert (cost[0] != cost[1]).all()
+    assert found["before images"].shape == found["after images"].shape == (2, on_emoji.SHOWN, 3, 32, 32)
+    x = found["input images"]
+    with torch.no_grad():
+        held = diffusion.denoiser(nets.eps_model(world.unet), SCHEDULE)(x, torch.full((len(x),), 2.0)).clamp(-1, 1)
+    torch.testing.assert_close(found["before images"][1], held, rtol=0, atol=0.05)  # bfloat16 where it is quick
