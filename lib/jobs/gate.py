@@ -97,7 +97,7 @@ def _translation(s: Translation, device: torch.device) -> tuple[Source, dict[str
         name, least = s.target_model, 2
         if source.adaptor:
             raise UserError(f"target_model: {name} holds an adaptor; give a model that was trained whole")
-        if "size" in s.model_fields_set and source.shape[1:] != (s.size, s.size):
+        if s.size and source.shape[1:] != (s.size, s.size):
             what = f"{s.size} given, but {name} has pictures of {' x '.join(map(str, source.shape[1:]))}"
             raise UserError(f"size: {what}; leave it out")
     else:

@@ -160,7 +160,7 @@ class Translation(Job):
     target_model: str = (
         ""  # diffusion model of these: folder of diffusers, or id on the hub; empty: trained on them first
     )
-    size: PositiveInt = 64  # side of the pictures; this and the next four are of the model that is trained here
+    size: PositiveInt | None = None  # side of the pictures, 64; this and the next four are of the model that is trained here
     channels: list[PositiveInt] = [64, 128, 192]  # from the full resolution to the lowest
     model_steps: PositiveInt = 20_000
     model_batch: PositiveInt = 32
@@ -176,6 +176,11 @@ class Translation(Job):
     clip: NonNegativeFloat = 1.0
     ema: NonNegativeFloat = Field(0.99, lt=1)
     translated: PositiveInt = 1000  # source pictures that each translator is shown on, the first of them
+
+    @property
+    def side(self) -> int:
+        """Side of the pictures of a model that is trained here."""
+        return self.size or 64
 
     @field_validator("lambdas")
     @classmethod

@@ -68,7 +68,7 @@ def trained(s: Translation, images: Tensor, checksum: str, device: torch.device)
         mirrored = torch.rand(n, 1, 1, 1, generator=generator) < s.flip / 2
         return [torch.where(mirrored, x.flip(3), x)]
 
-    how = (s.size, s.channels, s.model_steps, s.model_batch, s.model_lr)
+    how = (s.side, s.channels, s.model_steps, s.model_batch, s.model_lr)
     training = Training(*how, ema=0.999, seed=s.seed, prediction="v_prediction")
     folder = s.out / f"target_model-{checksum[:8]}"
     sources.denoiser(folder, training, lambda: (_network(s), draw), device)
@@ -76,7 +76,7 @@ def trained(s: Translation, images: Tensor, checksum: str, device: torch.device)
 
 
 def _network(s: Translation) -> Any:
-    return seeded(s.seed, lambda: small_unet(s.size, s.channels, image_channels=3))
+    return seeded(s.seed, lambda: small_unet(s.side, s.channels, image_channels=3))
 
 
 def train(

@@ -118,6 +118,7 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_been(given, whole, tmp_path, mon
     monkeypatch.setattr(rdmd, "train", loop)
     job.run(s)
     assert equal(weights(whole[0]), weights(tmp_path))
+    assert job.main([str(tmp_path / "job.json")]) == 0  # as several processes and the command line start it
     more = job.run(made(given, tmp_path))  # another lambda: the first one is not trained again
     assert [row["lambda"] for row in more["translators"]] == [0.2, 3.0]
     assert newest(tmp_path / "checkpoints" / "0.2").name == "step-000003"
