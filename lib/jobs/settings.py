@@ -157,10 +157,8 @@ class Translation(Job):
     method: Literal["RDMD"] = "RDMD"
     source_images: str  # what is to be translated: folder, data set on disk, or id of a data set
     target_images: str  # pictures like those that are to come out
-    target_model: str = (
-        ""  # diffusion model of these: folder of diffusers, or id on the hub; empty: trained on them first
-    )
-    size: PositiveInt | None = None  # side of the pictures, 64; this and the next four are of the model that is trained here
+    target_model: str = ""  # diffusion model of these: folder of diffusers, or id on the hub; empty: trained first
+    size: PositiveInt | None = None  # side of the pictures, 64; this and the next four are of a model trained here
     channels: list[PositiveInt] = [64, 128, 192]  # from the full resolution to the lowest
     model_steps: PositiveInt = 20_000
     model_batch: PositiveInt = 32
