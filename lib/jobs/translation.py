@@ -86,7 +86,7 @@ def train(
     """Train a translator as the settings say; see :func:`lib.papers.rdmd.images.train_translator`."""
     how: dict[str, Any] = {"fake_updates": s.fake_updates, "fake_lr": s.fake_lr, "sigma": s.sigma}
     if s.cost == "LPIPS":
-        how["cost"] = lambda x, y: perceptual.distance(neutral.embedding(x.device), _coloured(x), _coloured(y))
+        how["cost"] = lambda x, y: perceptual.lpips_of_pairs(neutral.embedding(x.device), _coloured(x), _coloured(y))
     denoiser, levels = partial(denoise, schedule=target.schedule), target.schedule.sigma
     how |= {"on_step": on_step, "accelerator": accelerator}
     return rdmd.train_translator(target.unet, denoiser, levels, images, lambda_, steps, options, **how)

@@ -63,7 +63,7 @@ class Embedding:
         return torch.cat(parts, dim=1)  # (b, D)
 
 
-def distance(embedding: Embedding, x: Tensor, y: Tensor) -> Tensor:
+def lpips_of_pairs(embedding: Embedding, x: Tensor, y: Tensor) -> Tensor:
     """Return the LPIPS of pairs of images (n, c, h, w), (n,), with its gradient."""
     return (embedding._embed(x) - embedding._embed(y)).square().sum(1)
 

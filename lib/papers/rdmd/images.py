@@ -102,7 +102,7 @@ def train_translator(
         Updates of the fake before each of the generator, and their learning rate; None: the generator's. A fake that
         lags behind makes the outputs swing (Yin et al. 2024, Sec. 4.2).
     cost
-        :func:`l2`, or an LPIPS: ``partial(lib.measures.perceptual.distance, embedding)``.
+        :func:`l2`, or an LPIPS: ``partial(lib.measures.perceptual.lpips_of_pairs, embedding)``.
     on_step
         ``on_step(i, translator, history)`` after step i = 1, ..., steps, in every process; averages are ``ema["G"]``.
     """

@@ -120,7 +120,7 @@ def test_the_cost_may_be_an_lpips() -> None:
     embedding = Embedding("two layers", layers, [torch.ones(3), torch.full((3,), 2.0)], torch.device("cpu"))
     x, y = (normal(2, 3, 4, 4, seed=i).tanh() for i in range(2))
     y.requires_grad_()
-    cost = partial(perceptual.distance, embedding)
+    cost = partial(perceptual.lpips_of_pairs, embedding)
     assert_same(cost(x, y).detach(), (embedding(x) - embedding(y)).square().sum(1))
     loss, paid = rdmd.generator_loss(
         x, y, *[lambda z, s: 0.5 * z] * 2, torch.zeros(2, 3, 4, 4), torch.ones(2), 2.0, cost
