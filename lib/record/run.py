@@ -116,6 +116,8 @@ class Run:
 
     def table(self, name: str, rows: list[dict[str, Any]], note: str = "") -> None:
         """Record a table (flat rows with equal keys) and show it, with the protocol of its numbers below as `note`."""
+        if len({tuple(row) for row in rows}) > 1:
+            raise ValueError(f"table '{name}': its rows have different columns, which would shift the cells")
         self.tables[name] = rows
         if note:
             self.notes[name] = note

@@ -71,7 +71,6 @@ column: str = ""  # of a data set, with the pictures; empty: the only one
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 import torch
 
-from lib.ground import folder
 from lib.jobs import estimate, gate, job, report, settings, translation
 from lib.record import figures, run as record
 from lib.worlds import emoji, sources
@@ -89,7 +88,7 @@ p = run.parameters
 for k in (1, 5):
     example = settings.settings("RDMD", source_images="a", target_images="b", out="job", fake_updates=k)
     forward, backward, _ = estimate.passes(example)
-    print(f"{k} updates of the fake: {forward} forward, {backward} backward")
+    print(f"fake_updates {k}: {forward} forward, {backward} backward")
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 fields, example = settings.Translation.model_fields, not (p.source_images or p.target_images)
@@ -116,7 +115,8 @@ print(estimate.estimate(chosen, opened.source))
 # The same as `python -m lib.jobs.job FOLDER/job.json`.
 
 # %%
-result = job.anew(chosen, opened) if example and not p.translator else job.run(chosen, opened)
+anew = example and not p.translator
+result = job.anew(chosen, opened) if anew else job.run(chosen, opened)
 
 # %% [markdown]
 # ## Result
@@ -137,10 +137,11 @@ figures.show(run, "sheet", lambda: translation.sheet(chosen.out / translation.SH
 # nearer than blurred outputs. FID and KID are there if Inception's weights are.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-table = [{"translator": "none (the inputs)", "distance": 0.0, "kernel": result["kernel_of_inputs"]}]
+columns = ["distance", "psnr", "kernel", *(() if result["missing"] else ("fid", "kid"))]
+inputs = {"distance": 0.0, "kernel": result["kernel_of_inputs"]}
+table = [dict.fromkeys(["translator", *columns], "") | {"translator": "none (the inputs)"} | inputs]
 for i, row in enumerate(rows):
-    name = f"lambda {row['lambda']:g}"
-    table.append({"translator": name, **{key: row[key] for key in ("distance", "psnr", "kernel", "fid", "kid")}})
+    table.append({"translator": f"lambda {row['lambda']:g}", **{key: row[key] for key in columns}})
     for key in ("distance", "kernel"):
         run.number(f"{key}_{i}", row[key])
 run.table("translators", table, result["protocol"])
@@ -152,7 +153,7 @@ run.number("kernel_of_inputs", result["kernel_of_inputs"])
 
 # %%
 generator = translation.load(chosen.out / "translators" / f"{chosen.lambdas[0]:g}")
-x = folder.images(given["source_images"], opened.source.shape[1:], recursive=p.recursive)[:8]
+x = opened.reads["source_images"].images[:8]
 y = generator(x).clamp(-1, 1)
 
 # %% [markdown]
@@ -162,5 +163,5 @@ y = generator(x).clamp(-1, 1)
 # - A model that is trained on few pictures repeats them, and so will its translator; name a model of many if you can.
 # - The hours of the estimate are those of this machine, for one process. None has been run on a GPU yet.
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 run.finish()

@@ -112,7 +112,8 @@ for i, one in enumerate(p.sigmas):
         run.number(f"{measure}_{i}", found["after"][:, i, measures.index(measure)])
     table.append(row)
 for name in ("input", "truth"):
-    table.append({"sigma": f"the {name}", **{f"{w}, after": f"{of(name, m):.3g}" for w, m in shown.items()}})
+    known = {f"{word}, before": f"{of(name, measure):.3g}" for word, measure in shown.items()}
+    table.append(dict.fromkeys(table[0], "") | {"sigma": f"the {name}"} | known)
 run.table("starts", table, f"{p.inputs} held-out drawings, {p.steps} steps from each start, lambda {p.lambda_:g}")
 run.number("steps", p.steps)
 

@@ -55,6 +55,8 @@ def test_a_note_stands_below_its_table(run, monkeypatch):
     monkeypatch.setattr(record, "display", lambda data, raw: shown.append(data))
     run.table("rows", [{"n": 3}], note="3 < 5 images")
     run.table("more", [{"n": 4}])
+    with pytest.raises(ValueError, match="different columns"):
+        run.table("torn", [{"n": 4}, {"m": 4}])
     assert shown[0]["text/html"].rstrip().endswith('<p class="results-note">3 &lt; 5 images</p>')
     assert "results-note" not in shown[1]["text/html"]
     assert [data["text/plain"] for data in shown] == ["n\n3\n3 < 5 images", "n\n4"]
