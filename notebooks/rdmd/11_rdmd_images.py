@@ -181,15 +181,18 @@ figures.show(run, "front", draw_front, alt)
 
 # %% [markdown]
 # ### What lambda does
-# The inputs again, translated with every lambda that was trained; at 0 nothing holds the output to its input.
+# A lambda beside the judged one was trained with one seed, and each seed has inputs of its own: so for each lambda a row
+# of inputs and, below it, their translations. At 0 nothing holds the output to its input.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
-pairs = {p.lambda_judged: found["RDMD images"][0, 0]}
-pairs |= {one[0]: images[1] for one, images in zip(others, found["RDMD images"], strict=True) if one}
-grid = np.concatenate([found["input images"][0], *(pairs[one] for one in sorted(pairs))])
-labels = ["input", *(f"{one:g}" for one in sorted(pairs))]
-alt = "Inputs and their translations, a row for each lambda. Lambda, cost, share whose partner is found: "
+at = {p.lambda_judged: (0, 0)} | {one[0]: (i, 1) for i, one in enumerate(others) if one}  # lambda: seed, translator
+rows, labels = [], []
+for one, (seed, k) in sorted(at.items()):
+    rows += [found["input images"][seed], found["RDMD images"][seed, k]]
+    labels += ["input", f"$\\lambda$ {one:g}"]
+alt = "For each lambda a row of inputs and a row of their translations. Lambda, cost, share whose partner is found: "
 alt += "; ".join(f"{one:g}, {c:.2f}, {f:.2f}" for one, c, f in rdmd_curve("partner5")) + "."
+grid = np.concatenate(rows)
 figures.show(run, "lambdas", lambda: figures.image_grid(grid, on_emoji.SHOWN, row_labels=labels), alt, "png")
 
 # %% [markdown]
