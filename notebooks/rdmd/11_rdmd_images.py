@@ -181,8 +181,8 @@ figures.show(run, "front", draw_front, alt)
 
 # %% [markdown]
 # ### What lambda does
-# A lambda beside the judged one was trained with one seed, and each seed has inputs of its own: so for each lambda a row
-# of inputs and, below it, their translations. At 0 nothing holds the output to its input.
+# A lambda beside the judged one was trained with one seed, and each seed has inputs of its own: so for each lambda a
+# row of inputs and, below it, their translations. At 0 nothing holds the output to its input.
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 at = {p.lambda_judged: (0, 0)} | {one[0]: (i, 1) for i, one in enumerate(others) if one}  # lambda: seed, translator
