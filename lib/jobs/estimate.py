@@ -170,7 +170,7 @@ def _seconds_forward(source: Source) -> float:
 def _seconds_per_step(s: Settings | Translation, source: Source) -> float:
     """Run a few steps on noise; what they train is thrown away."""
     device, times = source.unet.device, []
-    images = torch.randn(4, *source.shape, generator=torch.Generator().manual_seed(s.seed)).clamp(-1, 1)
+    images = methods.noise(s, source, 4)[0].clamp(-1, 1)
 
     def clock(*_: Any) -> None:
         if device.type == "cuda":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.unets.unet_2d import UNet2DModel
 from huggingface_hub import errors, is_offline_mode, snapshot_download
 
@@ -66,6 +66,12 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
     unet.to(device)
     adaptor = Adaptor.load(unet, place / ADAPTOR) if (place / ADAPTOR).is_file() else None
     return Source(unet, scheduler, schedule, notes, adaptor)
+
+
+def save(unet: Any, source: Source, folder: Path) -> None:
+    """Write a network and the noise levels of its source, in diffusers' layout."""
+    pipeline: Any = DDPMPipeline(unet.to(memory_format=torch.contiguous_format), source.scheduler)
+    pipeline.save_pretrained(folder)
 
 
 def target(s: Job, shape: tuple[int, int, int], parameter: str = "images") -> Read:

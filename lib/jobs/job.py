@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline
 
 from lib.ground import folder
 from lib.ground.batching import enough_memory
@@ -163,7 +161,7 @@ def _work(s: Settings | Translation, opened: Opened) -> None:
     if isinstance(s, Translation):
         found = translation.work(s, opened.source, opened.reads, inputs, accelerator)
     else:
-        found = _finetune(s, opened, accelerator)
+        found = _finetune(s, opened, inputs, accelerator)
     if accelerator.is_main_process:
         about = {"settings": s.model_dump(mode="json"), "inputs": inputs}
         write_atomic(s.out / METRICS, json.dumps(about | found, indent=1) + "\n")
@@ -171,14 +169,14 @@ def _work(s: Settings | Translation, opened: Opened) -> None:
     accelerator.end_training()
 
 
-def _finetune(s: Settings, opened: Opened, accelerator: Accelerator) -> dict[str, Any]:
+def _finetune(s: Settings, opened: Opened, inputs: dict[str, str], accelerator: Accelerator) -> dict[str, Any]:
     """Adapt the model, and in the main process sample, measure and write; return the metrics, elsewhere nothing."""
     source, images, reference = opened.source, opened.reads["images"], opened.reads.get("reference")
     main, metrics = accelerator.is_main_process, {}
     classifier = _classifier(s, source, images, main) if s.method in methods.GUIDED else None
     unet, trained, loss = methods.student(s, source, classifier)
     checkpoints = s.out / "checkpoints"
-    unchanged = s.fixed | {"source weights": fingerprint(source.unet), "checksum": _digest(images)}
+    unchanged = s.fixed | {"source weights": inputs["source"], "checksum": inputs["images"]}
     options = methods.options(s, folder=checkpoints, save_every=s.save_every, parameters=unchanged)
     looks: dict[str, Any] = {"grid_every": s.grid_every, "score_every": s.score_every}
     if main and s.grid_every:
@@ -227,8 +225,7 @@ def _classifier(s: Settings, source: Source, found: Read, main: bool) -> NoisedC
 def _save(s: Settings, unet: Any, trained: Any, source: Source, name: str) -> None:
     """Put the model in place, complete."""
     with replacing(s.out / name) as draft:
-        pipeline: Any = DDPMPipeline(unet.to(memory_format=torch.contiguous_format), source.scheduler)
-        pipeline.save_pretrained(draft)
+        hub.save(unet, source, draft)
         if isinstance(trained, Adaptor):
             trained.save(unet, draft / hub.ADAPTOR)
             about = {"source": s.source, "method": s.method, "load": "lib.jobs.hub.source(FOLDER)"}

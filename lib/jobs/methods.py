@@ -73,7 +73,7 @@ def options(s: Job, **more: Any) -> Options:
     return Options(s.batch // s.passes, **{name: getattr(s, name) for name in names if hasattr(s, name)}, **more)
 
 
-def noise(s: Settings, source: Source, n: int) -> Begin:
+def noise(s: Job, source: Source, n: int) -> Begin:
     """Draw the noises (n, c, h, w) that samples of every model begin with; the generator goes on with the steps'."""
     generator = torch.Generator().manual_seed(s.seed)
     return torch.randn(n, *source.shape, generator=generator), generator

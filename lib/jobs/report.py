@@ -80,10 +80,14 @@ def sheet(rows: dict[str, Tensor]) -> Figure:
     `rows` are ``source``, ``student`` and ``nearest``, each (n, c, h, w), as a job leaves them in
     ``samples.safetensors``. Brightness is that of the files, also of grey images.
     """
-    images = torch.cat([rows[name].expand(-1, 3, -1, -1) for name in ("source", "student", "nearest")])
+    return grid({"source": rows["source"], "student": rows["student"], "nearest\ntraining": rows["nearest"]})
+
+
+def grid(rows: dict[str, Tensor]) -> Figure:
+    """Return rows of images, each (n, c, h, w), by their labels."""
+    images = torch.cat([row.expand(-1, 3, -1, -1) for row in rows.values()])
     cell = min(max(0.7, images.shape[-1] / 128), 1.6)
-    labels = ["source", "student", "nearest\ntraining"]
-    return figures.image_grid(images, ncols=len(rows["source"]), row_labels=labels, cell=cell)
+    return figures.image_grid(images, ncols=len(images) // len(rows), row_labels=list(rows), cell=cell)
 
 
 def write_images(place: Path, images: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMScheduler
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save
@@ -126,7 +126,7 @@ def work(
     shown = {"input": x} | {f"{lambda_:g}": y for lambda_, y in translated.items()}
     write_atomic(s.out / SHEET, save({name: y[: s.shown].contiguous() for name, y in shown.items()}))
     write_atomic(s.out / "translations.png", figures.render(partial(sheet, s.out / SHEET), "light", "png"))
-    found = measured(s, x[: s.translated], real, translated)
+    found = measured(s, x[: s.translated], real, translated, target.unet.device)
     found["translators"] = [m | row for m, row in zip(found["translators"], rows, strict=True)]
     return {"images": {name: len(read.names) for name, read in reads.items()}, **found}
 
@@ -157,29 +157,35 @@ def translate(translator: Translator, x: Tensor) -> Tensor:
     return torch.cat([translator(part.to(device)).clamp(-1, 1).cpu() for part in x.split(methods.BATCH)])
 
 
-def measured(s: Translation, x: Tensor, real: Tensor, translated: dict[float, Tensor]) -> dict[str, Any]:
+def measured(
+    s: Translation, x: Tensor, real: Tensor, translated: dict[float, Tensor], device: torch.device
+) -> dict[str, Any]:
     """Return how near translations are to their inputs x, and as a set to real pictures of the target.
 
     FID and KID are None where their weights cannot be had, and ``missing`` says why.
     """
-    of_real = neutral.features(_coloured(real))
+    of_real = neutral.features(_coloured(real.to(device)))
 
     def far(images: Tensor) -> float:
-        return distances.kernel_distance(neutral.features(_coloured(images)), of_real, seed=s.seed)
+        return distances.kernel_distance(neutral.features(_coloured(images.to(device))), of_real, seed=s.seed)
 
-    found: dict[str, Any] = {"missing": {}, "kernel_of_inputs": far(x), "translators": []}
-    with tempfile.TemporaryDirectory(dir=s.out, prefix=DRAFT) as place:
-        report.write_images(Path(place), real)
-        for lambda_, y in translated.items():
-            row: dict[str, Any] = {"lambda": lambda_, "distance": (y - x).square().mean((1, 2, 3)).sqrt().mean().item()}
-            row |= {"psnr": distances.psnr(y, x).mean().item(), "kernel": far(y), "fid": None, "kid": None}
-            if not found["missing"]:
-                try:
-                    of_folders = distances.folder_distances(s.out / "translated" / f"{lambda_:g}", place, seed=s.seed)
-                    row |= {"fid": of_folders.fid, "kid": of_folders.kid}
-                except UserError as error:
-                    found["missing"] = {name: str(error) for name in ("fid", "kid")}
-            found["translators"].append(row)
+    rows: list[dict[str, Any]] = []
+    for lambda_, y in translated.items():
+        apart = (y - x).square().mean((1, 2, 3)).sqrt().mean().item()
+        row = {"lambda": lambda_, "distance": apart, "psnr": distances.psnr(y, x).mean().item(), "kernel": far(y)}
+        rows.append(row | {"fid": None, "kid": None})
+    found: dict[str, Any] = {"missing": {}, "kernel_of_inputs": far(x), "translators": rows}
+    try:
+        network = distances.inception(device)
+        with tempfile.TemporaryDirectory(dir=s.out, prefix=DRAFT) as place:
+            report.write_images(Path(place), real)
+            reference = distances.folder_features(place, network, device)
+        for row in rows:
+            drawn = distances.folder_features(s.out / "translated" / f"{row['lambda']:g}", network, device)
+            of_both = distances.distances_of(drawn, reference, s.seed)
+            row |= {"fid": of_both.fid, "kid": of_both.kid}
+    except UserError as error:
+        found["missing"] = {name: str(error) for name in ("fid", "kid")}
     sets = {"translations": len(x), "target_images": len(real)}
     return found | {"protocol": distances.protocol("kernel distance", sets, "EfficientNet-Lite0, 1,280", "bicubic 128")}
 
@@ -187,20 +193,16 @@ def measured(s: Translation, x: Tensor, real: Tensor, translated: dict[float, Te
 def sheet(path: Path) -> Figure:
     """Return rows of pictures: inputs, and what each translator makes of them, as a job left them in `path`."""
     with safe_open(path, "pt") as file:
-        names = sorted(file.keys(), key=lambda name: -1.0 if name == "input" else float(name))
-        rows = [file.get_tensor(name).expand(-1, 3, -1, -1) for name in names]
-    labels = [name if name == "input" else f"$\\lambda$ {name}" for name in names]
-    cell = min(max(0.7, rows[0].shape[-1] / 128), 1.6)
-    return figures.image_grid(torch.cat(rows), len(rows[0]), row_labels=labels, cell=cell)
+        lambdas = sorted(set(file.keys()) - {"input"}, key=float)
+        translated = {f"$\\lambda$ {name}": file.get_tensor(name) for name in lambdas}
+        return report.grid({"input": file.get_tensor("input")} | translated)
 
 
 def _save(s: Translation, translator: Translator, target: Source, lambda_: float) -> None:
     """Put a translator in place, complete."""
     about = {"method": s.method, "lambda": lambda_, "sigma": s.sigma, "load": "lib.jobs.translation.load(FOLDER)"}
     with replacing(s.out / "translators" / f"{lambda_:g}") as draft:
-        net: Any = translator.net
-        pipeline: Any = DDPMPipeline(net.to(memory_format=torch.contiguous_format), target.scheduler)
-        pipeline.save_pretrained(draft)
+        hub.save(translator.net, target, draft)
         write_atomic(draft / ABOUT, json.dumps(about, indent=1) + "\n")
 
 

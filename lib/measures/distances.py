@@ -117,6 +117,11 @@ def folder_distances(
             raise UserError(f"folder {folder}: {found} images found; FID and KID need two, and better 2,048 or more")
     model = inception(device)
     a, b = (folder_features(folder, model, device) for folder in (generated, reference))
+    return distances_of(a, b, seed)
+
+
+def distances_of(a: np.ndarray, b: np.ndarray, seed: int = 0) -> FolderDistances:
+    """Return the same of the features of two folders, see `folder_features`."""
     with warnings.catch_warnings(action="ignore"):  # clean-fid passes scipy an argument that is deprecated
         frechet = float(fid.fid_from_feats(a, b))
     sets = {"generated": len(a), "reference": len(b)}

@@ -24,6 +24,7 @@ from lib.jobs.settings import METHODS, settings
 from lib.record import files
 from lib.record.files import LOCK, MARK, ROOT, UserError
 
+pytestmark = pytest.mark.usefixtures("nothing_is_downloaded")
 SMALL = {"steps": 1, "batch": 2, "samples": 2, "sampling_steps": 1, "shown": 1, "save_every": 1, "device": "cpu"}
 SMALL |= {"classifier_steps": 1, "classifier_batch": 2, "classifier_images": 2, "J": 1}
 
@@ -46,13 +47,6 @@ def pictures(tmp_path):
     for i in range(4):
         Image.new("RGB", (20, 20), (60 * i, 0, 90)).save(tmp_path / "images" / f"{i}.png")
     return tmp_path / "images"
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_downloaded(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 def snapshot(place):

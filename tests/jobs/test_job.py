@@ -21,6 +21,7 @@ from lib.record.files import ROOT, UserError
 from lib.record.parameters import ParameterError
 from tests.test_notebooks import parameters
 
+pytestmark = pytest.mark.usefixtures("nothing_is_downloaded")
 JOBS = sorted((ROOT / "notebooks" / "own_images" / "jobs").glob("[as]*.yaml"))  # ant-, sdft-
 
 
@@ -38,16 +39,6 @@ def given(tmp_path_factory):
     small = {"classifier_steps": 2, "classifier_batch": 4, "classifier_images": 4, "J": 2}
     small |= {"steps": 3, "batch": 4, "lr": 1e-3, "samples": 6, "sampling_steps": 2, "shown": 3, "save_every": 1}
     return small | {"source": str(place / "source"), "images": str(place / "images")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_downloaded(tmp_path_factory):
-    """No weights of LPIPS and Inception on the disk, and nowhere to get them from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.setenv(name, "http://127.0.0.1:9")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +84,8 @@ def test_sheet_compares_equal_noise(given, tmp_path):
     torch.testing.assert_close(rows["student"], rows["source"], rtol=0, atol=1e-3)
 
 
-def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
-    stopped, loop = tmp_path / "stopped", finetune.train
+def stopping(loop, step):
+    """Return a training loop that is interrupted, as by Ctrl-C, after a step."""
 
     def interrupted(*args, **kwargs):
         call = inspect.signature(loop).bind(*args, **kwargs)
@@ -102,13 +93,18 @@ def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
 
         def stop(i, history):
             after(i, history)
-            if i == 3:
+            if i == step:
                 raise KeyboardInterrupt
 
         call.arguments["on_step"] = stop
         return loop(*call.args, **call.kwargs)
 
-    monkeypatch.setattr(finetune, "train", interrupted)
+    return interrupted
+
+
+def test_interrupted_job_goes_on(given, whole, tmp_path, monkeypatch):
+    stopped, loop = tmp_path / "stopped", finetune.train
+    monkeypatch.setattr(finetune, "train", stopping(loop, 3))
     with pytest.raises(KeyboardInterrupt):
         job.run(settings(method="SDFT", out=str(stopped), **given))
     assert not (stopped / "model").exists()

@@ -1,8 +1,8 @@
 """A job of RDMD from two folders to translators: whole, resumed, extended, refused, and its cost before it."""
 
-import inspect
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +18,15 @@ from lib.ground.checkpoint import newest
 from lib.ground.nets import parameter_count, small_unet
 from lib.jobs import estimate, gate, job, translation
 from lib.jobs.settings import settings
+from lib.measures import distances
 from lib.papers.rdmd import images as rdmd
 from lib.record.files import ROOT, UserError
 from lib.record.parameters import ParameterError
+from tests.jobs.test_job import equal, stopping
 from tests.rounding import assert_same
 from tests.test_notebooks import parameters
+
+pytestmark = pytest.mark.usefixtures("nothing_is_downloaded")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +47,6 @@ def given(tmp_path_factory):
     return small | folders | {"target_model": str(place / "model"), "lambdas": [0.2, 3.0]}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_downloaded(tmp_path_factory):
-    """No weights of Inception on the disk, and nowhere to get them from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch")))
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.setenv(name, "http://127.0.0.1:9")
-        yield
-
-
 def made(given, out, **change):
     return settings("RDMD", out=str(out), **given | change)
 
@@ -66,10 +60,6 @@ def whole(given, nothing_is_downloaded, tmp_path_factory):
 
 def weights(out, lambda_="0.2"):
     return load_file(out / "translators" / lambda_ / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-def equal(a, b):
-    return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def test_translators_pictures_and_measures_are_there(given, whole):
@@ -95,23 +85,30 @@ def test_translators_pictures_and_measures_are_there(given, whole):
     assert [event.step for event in logged.Images("samples")] == [2, 3]
 
 
+def test_fid_and_kid_are_there_with_their_weights(given, tmp_path, monkeypatch):
+    of_folder = {name: np.random.default_rng(i).normal(size=(20, 4)) for i, name in enumerate(("0.2", "3", "real"))}
+    asked = []
+
+    def features(place, network, device):
+        name = place.name if place.parent.name == "translated" else "real"
+        asked.append(name)
+        return of_folder[name]
+
+    monkeypatch.setattr(distances, "inception", lambda device: None)
+    monkeypatch.setattr(distances, "folder_features", lambda place, *more: features(Path(place), *more))
+    x = torch.rand(4, 3, 16, 16)
+    found = translation.measured(made(given, tmp_path), x, x, {0.2: x / 2, 3.0: x / 3}, torch.device("cpu"))
+    assert sorted(asked) == ["0.2", "3", "real"]  # the real ones once
+    for row in found["translators"]:
+        right = distances.distances_of(of_folder[f"{row['lambda']:g}"], of_folder["real"])
+        assert (row["fid"], row["kid"]) == (right.fid, right.kid)
+    assert found["missing"] == {}
+
+
 def test_a_stopped_job_goes_on_as_if_it_had_not_been(given, whole, tmp_path, monkeypatch):
     loop = rdmd.train
-
-    def interrupted(*args, **kwargs):
-        call = inspect.signature(loop).bind(*args, **kwargs)
-        after = call.arguments["on_step"]
-
-        def stop(i, history):
-            after(i, history)
-            if i == 2:
-                raise KeyboardInterrupt
-
-        call.arguments["on_step"] = stop
-        return loop(*call.args, **call.kwargs)
-
     s = made(given, tmp_path, lambdas=[0.2])
-    monkeypatch.setattr(rdmd, "train", interrupted)
+    monkeypatch.setattr(rdmd, "train", stopping(loop, 2))
     with pytest.raises(KeyboardInterrupt):
         job.run(s)
     assert newest(tmp_path / "checkpoints" / "0.2").name == "step-000002"
