@@ -15,7 +15,7 @@ from lib.papers.sdft import method as sdft
 from lib.record import timing
 from lib.record.files import read_results
 from lib.worlds.prompts import with_prompts
-from tools import bench, bench_dds, bench_methods, bench_metrics, bench_sampling, bench_tools
+from tools import bench, bench_dds, bench_methods, bench_metrics, bench_sampling, bench_tools, bench_translation
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book" / "_ext"))
 import companion
@@ -103,6 +103,9 @@ def test_sections_on_tiny_sizes(unet, tmp_path):
     assert sections["metrics"][0]["value"] < 1e-5  # the two values agree
     assert "extrapolated from 8 pairs a round" in sections["metrics"][1]["note"]
     assert "U-Net 3 forward (6 images), 3 backward; classifier 1 forward" in sections["methods"][2]["note"]
+    translated = {row["what"].split(",")[0]: row for row in bench_translation.measure(CPU, 1, pictures=1)}
+    assert translated["RDMD"]["value"] < min(row["value"] for name, row in translated.items() if name != "RDMD")
+    assert translated["DDIB"]["what"] == "DDIB, calls a picture: 160"
     assert [row["what"] for row in sections["sampling"]][2:] == ["batch 1", "batch 8", "batch 64"]
     source = bench.provenance(CPU, 0.0)
     bench.write(tmp_path / "cpu.json", sections, source)

@@ -1,4 +1,4 @@
-"""Measure and print what matters: the training loop, the measures, steps of the methods, sampling, DDS.
+"""Measure and print what matters: the training loop, the measures, steps of the methods, sampling, DDS, translation.
 
 `python -m tools.bench --device cuda` measures on a GPU. The table goes to `results/bench/cpu.json` or `gpu.json`, which
 the page on costs shows. `--only methods` prints one section and writes nothing.
@@ -18,7 +18,7 @@ import torch
 
 from lib.record import run as record
 from lib.record.files import ROOT, SCHEMA, write_atomic
-from tools import bench_dds, bench_loop, bench_methods, bench_metrics, bench_sampling
+from tools import bench_dds, bench_loop, bench_methods, bench_metrics, bench_sampling, bench_translation
 from tools.bench_tools import Row
 
 SECTIONS = {
@@ -27,6 +27,7 @@ SECTIONS = {
     "methods": bench_methods,
     "sampling": bench_sampling,
     "dds": bench_dds,
+    "translation": bench_translation,
 }
 
 
