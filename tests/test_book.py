@@ -37,8 +37,8 @@ from lib.papers.dds.gaussian import GaussianWorld
 from lib.papers.rdmd import method as rdmd
 from lib.papers.rdmd.toy import judge_modes
 from lib.papers.sdft import method as sdft
-from lib.record.files import ROOT
-from tools.book import FOLDERS, contents, recorded
+from lib.record.files import ROOT, read_results
+from tools.book import FOLDERS, Sources, companion_data, contents, recorded
 from tools.notebooks import paths
 from tools.pdf import find_chromium
 
@@ -94,6 +94,16 @@ def test_pages_use_numbers_and_claims_that_exist():
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"^```\{claim\} (\w+)", text, flags=re.MULTILINE)) <= set(entries), page.name
         assert set(re.findall(r'num\["(\w+)"\]', text)) <= notebooks, page.name
+
+
+def test_a_number_that_the_record_has_and_a_run_of_another_size_lacks_is_named_as_such():
+    result = read_results(ROOT / "results" / "record" / "12_rdmd_start.json")
+    gone, kept = list(result["numbers"])[:2]
+    del result["numbers"][gone]
+    data = json.loads(companion_data(Sources("smoke", committed=False), {"12_rdmd_start": result}, {}))
+    numbers = data["results"]["12_rdmd_start"]["numbers"]
+    assert numbers[gone] == "(not measured here)"
+    assert numbers[kept] == result["numbers"][kept]["text"]
 
 
 @pytest.mark.parametrize("page", ["rdmd", "ant", "sdft", "dds"])

@@ -210,7 +210,10 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
     kept = {}
     judged = {}
     for name, result in results.items():
-        numbers = {key: value["text"] for key, value in result["numbers"].items()}
+        # What the record has and a run of another size lacks: the page says so, and only what neither has is a fault.
+        record = read_results(ROOT / "results" / RECORD / f"{name}.json")
+        lacking = dict.fromkeys(record["numbers"], "(not measured here)")
+        numbers = lacking | {key: value["text"] for key, value in result["numbers"].items()}
         kept[name] = {"numbers": numbers, "figures": result["figures"], "provenance": result["provenance"]}
         judged |= {key: claim | {"notebook": name} for key, claim in result["claims"].items()}
     entries = claims.load(ROOT / "claims.yaml")
