@@ -211,8 +211,9 @@ def companion_data(sources: Sources, results: dict[str, Any], sliders: dict[str,
     judged = {}
     for name, result in results.items():
         # What the record has and a run of another size lacks: the page says so, and only what neither has is a fault.
-        record = read_results(ROOT / "results" / RECORD / f"{name}.json")
-        lacking = dict.fromkeys(record["numbers"], "(not measured here)")
+        path = ROOT / "results" / RECORD / f"{name}.json"
+        record = read_results(path)["numbers"] if path.exists() else {}
+        lacking = dict.fromkeys(record, "(not measured here)")
         numbers = lacking | {key: value["text"] for key, value in result["numbers"].items()}
         kept[name] = {"numbers": numbers, "figures": result["figures"], "provenance": result["provenance"]}
         judged |= {key: claim | {"notebook": name} for key, claim in result["claims"].items()}
