@@ -60,10 +60,8 @@ class Noise(nn.Module):
         self.sure *= ~due
 
     def _draw(self, rng: Generator, due: Tensor | bool = True) -> None:
-        """Draw half of the timesteps from 1, ..., T, each with a probability that grows with it; the others are 0."""
+        """Draw half of the timesteps from 1, ..., T, with a probability that grows as t - 1; the others are 0."""
         u, T = torch.rand(LISTED // 2, generator=rng).to(self.t.device), self.T
-        drawn = (
-            ((1 + 4 * u * T * (T + 1)).sqrt() / 2 - 0.5).ceil().clamp(min=1).minimum(T).long()
-        )  # their CDF, inverted
+        drawn = ((1 + (1 + 4 * u * T * (T - 1)).sqrt()) / 2).ceil().minimum(T).long()  # their CDF t (t - 1), inverted
         new = torch.cat([torch.zeros_like(drawn), drawn])
         self.t.copy_(torch.where(torch.as_tensor(due, device=self.t.device), new, self.t))

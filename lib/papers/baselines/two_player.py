@@ -10,10 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Generator, Tensor, nn
 
 from lib.ground.finetune import Options, update
 from lib.ground.train import History, train
+from lib.papers.baselines.diffusion_gan import Noise
+from lib.record.files import UserError
 
 Pair = dict[str, Tensor]  # of the source "s" and the target "d"
 See = Callable[[Tensor], Tensor]  # what a discriminator sees of pictures
@@ -38,16 +41,10 @@ class Supervision(Protocol):
 
     D: nn.Module
     weights: Mapping[str, float]
+    settings: Mapping[str, Any]  # what a resumed run must share
 
     def losses(self, x: Pair, y: Pair, rng: Generator) -> dict[str, Tensor]: ...  # noqa: D102
     def discriminators_loss(self, x: Pair, y: Pair, rng: Generator) -> Tensor: ...  # noqa: D102
-
-
-class Augmentation(Protocol):
-    """Noise on all that the game's discriminators see, adapted to how sure they are of real pictures."""
-
-    def __call__(self, images: Tensor, rng: Generator) -> Tensor: ...  # noqa: D102
-    def adapt(self, sure: Tensor, batch: int, rng: Generator) -> None: ...  # noqa: D102
 
 
 def least_squares(logits: Tensor, goal: float) -> Tensor:
@@ -71,7 +68,7 @@ def train_game(
     steps: int,
     options: Options,
     supervision: Supervision | None = None,
-    augmentation: Any = None,
+    augmentation: Noise | None = None,
     on_step: Callable[[int, History], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> History:
@@ -88,12 +85,15 @@ def train_game(
     supervision
         More losses, with discriminators of their own. At weights 0 the game is as without it, bit for bit.
     augmentation
-        A module, `lib.papers.baselines.diffusion_gan.Noise`.
+        Noise on all that the game's discriminators see.
     on_step
         ``on_step(i, history)``; averages of the generators are ``history.ema["G"]``.
     """
     o = options
+    if o.warmup or o.accumulate > 1:
+        raise UserError("options: two players train without warm-up and accumulation; set warmup to 0, accumulate to 1")
     device = next(game.G.parameters()).device
+    processes = accelerator.num_processes if accelerator else 1
     players: dict[str, nn.Module] = {"G": game.G, "D": game.D} | ({"Dz": supervision.D} if supervision else {})
     optimizers = {
         name: torch.optim.Adam(one.parameters(), o.lr, o.betas, weight_decay=o.weight_decay, fused=True)
@@ -128,10 +128,11 @@ def train_game(
             found["D"], logits = game.discriminators_loss(x, fixed, see)
             if supervision:
                 found["Dz"] = supervision.discriminators_loss(x, fixed, noises)
+        norms: dict[str, Tensor] = {}
         for name, loss in found.items():
             optimizers[name].zero_grad()
             loss.backward()
-            update(optimizers[name], o.clip, accelerator)
+            norms |= {f"{key} {name}": norm for key, norm in update(optimizers[name], o.clip, accelerator).items()}
             players[name].requires_grad_(False)
         with mixed():
             losses["adversarial"] = game.adversarial(y, see)
@@ -142,7 +143,7 @@ def train_game(
             total = summed(weights[name] * loss for name, loss in losses.items())
         optimizers["G"].zero_grad()
         total.backward()
-        update(optimizers["G"], o.clip, accelerator)
+        norms |= {f"{key} G": norm for key, norm in update(optimizers["G"], o.clip, accelerator).items()}
         for name in found:
             players[name].requires_grad_(True)
         for rate in rates.values():
@@ -150,13 +151,17 @@ def train_game(
         game.settle()
         if augmentation:
             sure = (logits - 0.5).sign().mean()
-            if accelerator and accelerator.num_processes > 1:
+            if accelerator and processes > 1:
                 sure = accelerator.reduce(sure, "mean")
-            augmentation.adapt(sure, o.batch, rng)
-        return {name: loss.detach() for name, loss in (losses | found).items()}
+            augmentation.adapt(sure, processes * o.batch, rng)
+            if processes > 1:  # the main process's alone are saved
+                augmentation.t.copy_(broadcast(augmentation.t))
+        return {name: loss.detach() for name, loss in (losses | found | norms).items()}
 
     shared = {name: getattr(o, name) for name in ("batch", "lr", "betas", "weight_decay", "clip", "flip")}
-    shared |= {"falls to 0 at": steps, "weights": dict(game.weights), **o.parameters}
+    shared |= {"falls to 0 at": steps, "images": {name: one.shape for name, one in images.items()}}
+    shared |= {"weights": dict(game.weights), "kimg": augmentation.kimg if augmentation else None}
+    shared |= {"supervision": dict(supervision.settings) if supervision else None, **o.parameters}
     modules = players | ({"augmentation": augmentation} if augmentation else {})
     ema = {"G": o.ema} if o.ema else None
     saved: dict[str, Any] = {"folder": o.folder, "save_every": o.save_every, "on_step": on_step}

@@ -1,7 +1,7 @@
 """UNIT (Liu et al. 2017, arXiv 1703.00848): two autoencoders with one latent space, and a GAN in each domain.
 
-After what its authors' released code does: latents have unit variance and no sign but noise ties them to a prior, no
-weights are shared, and what is decoded by the other domain has to come back. Written anew; widths and depths are free.
+As in its authors' released code, written anew: noise of variance 1 is added to latents while training, no weights are
+shared, and what the other domain decodes has to come back. There the learning rate halves every 100,000 steps.
 """
 
 from functools import partial
@@ -35,6 +35,10 @@ class Coder(nn.Module):
         for one in self.modules():
             if isinstance(one, nn.Conv2d):
                 nn.init.kaiming_normal_(one.weight)
+            elif isinstance(one, nn.GroupNorm):
+                nn.init.uniform_(one.weight)
+            if isinstance(one, nn.Conv2d) and one.bias is not None:
+                nn.init.zeros_(one.bias)
 
 
 class Discriminator(nn.Module):
@@ -52,6 +56,8 @@ class Discriminator(nn.Module):
         for one in self.modules():
             if isinstance(one, nn.Conv2d):
                 nn.init.normal_(one.weight, std=0.02)
+                if one.bias is not None:
+                    nn.init.zeros_(one.bias)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the logits of patches at each scale; 1 means real."""

@@ -40,7 +40,10 @@ def autoencoder(width: int = 32, channels: int = 4) -> Any:
 
 
 def vgg19(device: torch.device) -> Layers:
-    """Return the layers of VGG-19 that the loss compares, the paper's network; its weights are fetched once."""
+    """Return the layers of VGG-19 that the loss compares, the paper's network; its weights are fetched once.
+
+    Pictures have at least 128 pixels a side: at an eighth of that, the deepest layer is one position.
+    """
     from torchvision.models import vgg19 as network
     from torchvision.transforms.functional import normalize
 
@@ -56,7 +59,6 @@ def vgg19(device: torch.device) -> Layers:
             a = layer(a)
             if i in ends:
                 maps.append(a)
-                a = a.clone()  # the next ReLU works in place
         return maps
 
     return layers

@@ -57,12 +57,12 @@ class Supervision(nn.Module):
     domains
         "s" and "d".
     condition
-        c(x): what the denoisers were trained to see of a picture, less than all of it: from a clean picture the noise
-        could be computed, and the loss would say nothing of the domain.
+        c(x): what the denoisers were trained to see of a picture, less than all of it. A denoiser that sees the full
+        picture can compute the noise from it and need not learn the domain.
     discriminator
         Makes a network ``D(z_t, t)``.
     lambda_ldg, lambda_hcd
-        Weights, to be read beside U-GAT-IT's 1, 10, 10, 1000.
+        Weights, to be read beside U-GAT-IT's 1, 10, 10, 1000. A loss of weight 0 is not computed.
     reading
         Whose latent is denoised, and on what condition. "source": the translation's, seeing the input, from the other
         domain. "self": the translation's, seeing itself. "cross": the input's, by its own domain's denoiser, seeing the
@@ -86,20 +86,25 @@ class Supervision(nn.Module):
         self.domains, self.condition, self.schedule = domains, condition, schedule
         self.weights = {"LDG": lambda_ldg, "HCD": lambda_hcd}
         self.reading, self.timed = reading, timed
+        self.settings = self.weights | {"reading": reading, "timed": timed}
         self.D = nn.ModuleDict({domain: discriminator() for domain in domains})
 
     def losses(self, x: Pair, y: Pair, rng: Generator) -> dict[str, Tensor]:
-        """Return the two losses on the generators of translations y of x."""
-        of_gan, of_denoising = [], []
+        """Return the losses on the generators of translations y of x."""
+        found: dict[str, list[Tensor]] = {name: [] for name, weight in self.weights.items() if weight}
         for d in y:
             s, z = OTHER[d], self.domains[d].encode(y[d])
-            of_gan.append(latent_diffusion_gan(self._told(d), z, *self._noise(z, rng), self.schedule, 1.0))
-            denoiser, c = d, x[s] if self.reading == "source" else y[d]
-            if self.reading == "cross":
-                denoiser, z = s, self.domains[s].encode(x[s])
-            denoise, noise = self.domains[denoiser].denoise, self._noise(z, rng)
-            of_denoising.append(conditional_denoising(denoise, z, self.condition(c), *noise, self.schedule))
-        return {"LDG": summed(of_gan), "HCD": summed(of_denoising)}
+            if "LDG" in found:
+                loss = latent_diffusion_gan(self._told(d), z, *self._noise(z, rng), self.schedule, 1.0)
+                found["LDG"].append(loss)
+            if "HCD" in found:
+                denoiser, c = d, x[s] if self.reading == "source" else y[d]
+                if self.reading == "cross":
+                    denoiser, z = s, self.domains[s].encode(x[s])
+                denoise, noise = self.domains[denoiser].denoise, self._noise(z, rng)
+                loss = conditional_denoising(denoise, z, self.condition(c), *noise, self.schedule)
+                found["HCD"].append(loss)
+        return {name: summed(losses) for name, losses in found.items()}
 
     def discriminators_loss(self, x: Pair, y: Pair, rng: Generator) -> Tensor:
         """Return the loss of the latent discriminators."""

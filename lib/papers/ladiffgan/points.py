@@ -1,4 +1,4 @@
-"""All of LaDiffGAN on points of the plane: the game, the losses and the training of pictures, networks of three layers.
+"""LaDiffGAN's losses and its game on points of the plane, without an autoencoder; small networks.
 
 A domain is a ring of eight Gaussians; the target is the source's ring, turned and wider. So the right answer to every
 point is known: the same place of the turned ring.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lib.ground.diffusion import Schedule, linear
 from lib.ground.finetune import Options, finetune
-from lib.ground.nets import MLP, seeded
+from lib.ground.nets import MLP, parameter_count, seeded
 from lib.ground.toy2d import Mixture
 from lib.papers.baselines import two_player
 from lib.papers.baselines.diffusion_gan import Noise
@@ -32,6 +32,7 @@ ARMS = {  # weights of the two losses
 MEASURES = ("w2", "weakest", "partner", "error")
 TURN = math.pi / 12  # of the target's ring
 SHOWN, GRID = 400, 17  # points kept; arrows a side
+INPUTS = (0, 1)  # modes of the source whose translations the arrows move
 
 
 def angles() -> Tensor:
@@ -96,7 +97,10 @@ class LatentCritic(nn.Module):
 
 
 def condition(x: Tensor) -> Tensor:
-    """Return what the denoisers see of points: the first coordinate, as grey is one of a picture's colours; (n, 1)."""
+    """Return what the denoisers see of points: the first coordinate, as grey is one of a picture's colours; (n, 1).
+
+    It is no perfect guide: the right answer's own first coordinate is another, as a translated picture's grey may be.
+    """
     return x[:, :1]
 
 
@@ -111,8 +115,10 @@ def stream(seed: int, purpose: int) -> torch.Generator:
 
 
 def examples(p: Any, seed: int, name: str) -> Tensor:
-    """Return the points of a domain that everything is trained on, (p.examples, 2)."""
-    return LAWS[name].sample(p.examples, stream(seed, 1 + list(LAWS).index(name)))
+    """Return the points of a domain that everything is trained on, p.examples of each mode: (8 p.examples, 2)."""
+    law, generator = LAWS[name], stream(seed, 1 + list(LAWS).index(name))
+    means = law.means.repeat(p.examples, 1)
+    return means + law.std * torch.randn(means.shape, generator=generator)
 
 
 def domain(p: Any, seed: int, name: str, schedule: Schedule) -> Domain:
@@ -123,8 +129,7 @@ def domain(p: Any, seed: int, name: str, schedule: Schedule) -> Domain:
     pairs = torch.cat([E(x), condition(x)], 1)
 
     def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        c = x0[:, 2:] * (torch.rand(len(x0), 1) >= p.dropped)
-        found = method.conditional_denoising(denoise, x0[:, :2], c, t, eps[:, :2], schedule)
+        found = method.conditional_denoising(denoise, x0[:, :2], x0[:, 2:], t, eps[:, :2], schedule)
         return found, {"loss": found.detach()}
 
     def denoise(z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
@@ -177,8 +182,9 @@ def measures(x: Tensor, y: Tensor, real: Tensor) -> list[float]:
 def plane(seed: int, p: Any) -> dict[str, Any]:
     """Train every arm and measure its translations of unseen points; a row of MEASURES an arm.
 
-    "ARM points" are (SHOWN, 2), those of "source" and "target" beside them; "LOSS field" (GRID^2, 2) is how a loss of
-    LaDiffGAN moves a translation that stands on a point of :func:`grid`.
+    "ARM points" are (SHOWN, 2), those of "source" and "target" beside them; "ARM size" is how many parameters its two
+    generators have; "LOSS field" (INPUTS, GRID^2, 2) is how a loss of LaDiffGAN moves a translation of an input that
+    stands on a point of :func:`grid`. "thrown away" is how many parameters the supervision trained.
     """
     generator, domains = stream(seed, 3), {name: domain(p, seed, name, linear()) for name in LAWS}
     x, real = (law.sample(p.points, generator) for law in LAWS.values())
@@ -188,8 +194,9 @@ def plane(seed: int, p: Any) -> dict[str, Any]:
         game, supervision = trained(p, seed, arm, domains)
         with torch.no_grad():
             outputs[arm] = game.translate(x)
+        found[f"{arm} size"] = parameter_count(game.G)
         if arm == "LaDiffGAN":
-            found |= fields(game, supervision, seed)
+            found |= fields(game, supervision, seed) | {"thrown away": parameter_count(supervision.D)}
     found |= {arm: measures(x, y, real) for arm, y in outputs.items()}
     return found | {f"{arm} points": y[:SHOWN] for arm, y in outputs.items() if arm in ARMS}
 
@@ -201,21 +208,13 @@ def grid() -> Tensor:
 
 
 def fields(game: UGATIT, supervision: Supervision, seed: int, draws: int = 200) -> dict[str, Tensor]:
-    """Return minus the gradient of each loss at translations on the grid, with the input at the source's first mode."""
-    at, rng = grid().requires_grad_(), torch.Generator().manual_seed(seed)
-    y, x = at.repeat(draws, 1), LAWS["s"].means[:1].expand(draws * len(at), 2)
-    losses = {"GAN": game.adversarial({"d": y}, lambda points: points)} | supervision.losses({"s": x}, {"d": y}, rng)
-    moved = {name: torch.autograd.grad(loss * len(at), at, retain_graph=True)[0] for name, loss in losses.items()}
-    return {f"{name} field": -gradient for name, gradient in moved.items()}
-
-
-def used(p: Any) -> dict[str, int]:
-    """Return how many parameters the supervision adds to a translation, and how many it trains."""
-    game = UGATIT(partial(Generator, p.width), lambda: [Critic(p.width)])
-    domains = {name: Domain(partial(encode, scale=1.0), lambda z_t, t, c: z_t) for name in LAWS}
-    more = Supervision(domains, condition, partial(LatentCritic, p.width), linear())
-    game.translate(LAWS["s"].means).sum().backward()
-    return {
-        "added": sum(one.numel() for one in more.parameters() if one.grad is not None),
-        "trained": sum(one.numel() for one in more.D.parameters()),
-    }
+    """Return minus the gradient of each loss at translations on the grid, for the source's modes INPUTS as inputs."""
+    moved: dict[str, list[Tensor]] = {}
+    for mode in INPUTS:
+        at, rng = grid().requires_grad_(), torch.Generator().manual_seed(seed)
+        x, y = LAWS["s"].means[mode].expand(draws * len(at), 2), at.repeat(draws, 1)
+        losses = {"GAN": game.adversarial({"d": y}, lambda points: points)}
+        losses |= supervision.losses({"s": x}, {"d": y}, rng)
+        for name, loss in losses.items():
+            moved.setdefault(f"{name} field", []).append(-torch.autograd.grad(loss * len(at), at, retain_graph=True)[0])
+    return {name: torch.stack(gradients) for name, gradients in moved.items()}

@@ -14,6 +14,7 @@ from lib.papers.baselines import diffusion_gan, two_player, ugatit
 from lib.papers.baselines.diffusion_gan import Noise
 from lib.papers.baselines.ugatit import UGATIT
 from lib.papers.baselines.unit import UNIT
+from lib.record.files import UserError
 from tests.rounding import assert_same
 
 OPTIONS = Options(batch=2, lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-4, ema=0.9, flip=True)
@@ -105,13 +106,16 @@ def test_losses_of_known_generators_and_discriminators():
 
 @pytest.mark.parametrize("kind", ["U-GAT-IT", "UNIT"])
 def test_training_moves_both_players_and_resumes_bit_for_bit(kind, images, tmp_path):
+    begun = []
+
     def train(steps, folder):
-        one, noise = game(kind), Noise(kimg=0.1)
+        one, noise, seen = game(kind), Noise(kimg=0.1), []
         noise.p.fill_(0.5)
         options = Options(**{**vars(OPTIONS), "folder": folder, "save_every": 2})
         stop = steps if steps < 8 else 0
 
         def look(i, history):
+            seen.append(i)
             if i == stop:
                 raise KeyboardInterrupt
 
@@ -119,11 +123,13 @@ def test_training_moves_both_players_and_resumes_bit_for_bit(kind, images, tmp_p
             history = two_player.train_game(one, images, 8, options, augmentation=noise, on_step=look)
         except KeyboardInterrupt:
             return None
+        begun.append(seen[0])
         return weights(one) | noise.state_dict() | {f"ema {k}": v for k, v in history.ema["G"].items()}
 
     whole = train(8, tmp_path / "whole")
     assert train(4, tmp_path / "halves") is None
     again = train(8, tmp_path / "halves")
+    assert begun == [1, 4]
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     before = weights(game(kind))
@@ -144,9 +150,9 @@ def test_shares_stay_between_0_and_1(images):
 
 def test_rate_is_constant_and_then_falls_to_0(images, monkeypatch):
     rates = []
-    monkeypatch.setattr(two_player, "update", lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    monkeypatch.setattr(two_player, "update", lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]) or {})
     two_player.train_game(game(), images, 4, OPTIONS)
-    assert rates[::2] == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
+    assert rates[::2] == rates[1::2] == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
 
 
 def test_noise_is_that_of_diffusion_gan():
@@ -183,8 +189,81 @@ def test_large_timesteps_are_drawn_as_often_as_they_are_large():
     noise = Noise()
     drawn = torch.cat([(noise._draw(torch.Generator().manual_seed(i)), noise.t[32:].clone())[1] for i in range(600)])
     share = drawn.bincount(minlength=11)[1:] / len(drawn)
-    wanted = torch.arange(1, 11) / 55
+    wanted = torch.arange(10) / 45  # as in the authors' code: t - 1
     assert (share - wanted).abs().max() < 5 * (wanted * (1 - wanted) / len(drawn)).sqrt().max()
+
+
+def test_attention_is_told_which_pictures_are_foreign():
+    """A generator's logit is to be positive on pictures of the other domain and negative on those it leads to."""
+
+    class Knows(nn.Module):
+        def __init__(self, own):
+            super().__init__()
+            self.own = own
+
+        def forward(self, x):
+            return x, torch.where(x[:, :1] == self.own, -20.0, 20.0).expand(-1, 2)
+
+    own = iter([0.0, 1.0])  # the source's pictures are 0, the target's 1
+    one = UGATIT(lambda: Knows(next(own)), lambda: [])
+    _, losses = one.play({"s": torch.zeros(3, 2), "d": torch.ones(3, 2)})
+    assert losses["cam"] < 1e-6
+
+
+def test_each_domain_has_critics_of_its_own():
+    """Translations into a domain are judged by its critic, beside its real pictures."""
+
+    class Notes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(sorted(x.unique().tolist()))
+            return [x, x]
+
+    one = UGATIT(nn.Identity, lambda: [Notes()])
+    x, y = (
+        {"s": torch.full((2, 1), 1.0), "d": torch.full((2, 1), 2.0)},
+        {"s": torch.full((2, 1), 3.0), "d": torch.full((2, 1), 4.0)},
+    )
+    one.discriminators_loss(x, y, lambda images: images)
+    one.adversarial(y, lambda images: images)
+    assert one.D["s"][0].seen == [[1, 3], [3]]
+    assert one.D["d"][0].seen == [[2, 4], [4]]
+
+
+def test_losses_of_unit_with_known_coders(monkeypatch):
+    """Coders that add to latents what they take away: without noise nothing is lost, and latents are what they are."""
+    one, taken = UNIT(4, 1, 2, 2), {"s": 1.0, "d": 2.0}
+    for domain, step in taken.items():
+        monkeypatch.setattr(one.G[domain].encode, "forward", lambda x, step=step: x + step)
+        monkeypatch.setattr(one.G[domain].decode, "forward", lambda h, step=step: h - step)
+    x = {"s": torch.zeros(2, 3, 4, 4), "d": torch.ones(2, 3, 4, 4)}
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    y, losses = one.play(x)
+    assert y["d"].eq(-1).all()  # 0 + 1 - 2
+    assert y["s"].eq(2).all()
+    assert losses["reconstruction"] == losses["cycle"] == 0
+    assert losses["kl"] == losses["cycle_kl"] == 1 + 9  # latents 0 + 1 and 1 + 2, again after the translation
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    y, losses = one.play(x)
+    assert y["d"].eq(0).all()
+    assert losses["reconstruction"] == 2  # the noise of 1 stays in the picture
+    assert losses["cycle"] == 4  # noise of the first latent and of the second
+    assert losses["kl"] == 10
+
+
+def test_settings_that_two_players_cannot_follow_are_refused(images):
+    with pytest.raises(UserError, match="warm-up and accumulation"):
+        two_player.train_game(game(), images, 1, Options(accumulate=2))
+
+
+def test_a_run_of_other_weights_does_not_resume(images, tmp_path):
+    options = Options(**{**vars(OPTIONS), "folder": tmp_path})
+    two_player.train_game(game(), images, 1, options, augmentation=Noise(1.0))
+    with pytest.raises(UserError, match="kimg"):
+        two_player.train_game(game(), images, 1, options, augmentation=Noise(2.0))
 
 
 def test_unit_translates_by_the_other_domains_decoder(images):
