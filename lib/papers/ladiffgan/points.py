@@ -115,10 +115,8 @@ def stream(seed: int, purpose: int) -> torch.Generator:
 
 
 def examples(p: Any, seed: int, name: str) -> Tensor:
-    """Return the points of a domain that everything is trained on, p.examples of each mode: (8 p.examples, 2)."""
-    law, generator = LAWS[name], stream(seed, 1 + list(LAWS).index(name))
-    means = law.means.repeat(p.examples, 1)
-    return means + law.std * torch.randn(means.shape, generator=generator)
+    """Return the points of a domain that everything is trained on, (p.examples, 2)."""
+    return LAWS[name].sample(p.examples, stream(seed, 1 + list(LAWS).index(name)))
 
 
 def domain(p: Any, seed: int, name: str, schedule: Schedule) -> Domain:
