@@ -19,6 +19,8 @@ from huggingface_hub import errors, is_offline_mode, snapshot_download
 from lib.ground import folder, pretrained
 from lib.ground.diffusion import Schedule
 from lib.ground.folder import Read
+from lib.ground.nets import parameter_count
+from lib.jobs.load import operations
 from lib.jobs.settings import Job
 from lib.papers.ant.adaptor import Adaptor
 from lib.record.files import UserError, expanded
@@ -68,6 +70,22 @@ def source(name: str | Path, device: torch.device | str = "cpu", parameter: str 
     return Source(unet, scheduler, schedule, notes, adaptor)
 
 
+def described(name: str, source: Source) -> str:
+    """Return what is to be known of a model, in a line."""
+    shape, millions = " x ".join(map(str, source.shape)), parameter_count(source.unet) / 1e6
+    return f"{name}: {shape}, {millions:.2f} M parameters, {source.schedule.T} noise levels"
+
+
+def one_pass(source: Source) -> tuple[Callable[[], Any], float]:
+    """Return a function that sends one image through the network, and its operations."""
+    x, t = torch.zeros(1, *source.shape), torch.zeros(1, dtype=torch.long)
+    with torch.device("meta"):
+        unet: Any = UNet2DModel.from_config(source.unet.config)
+    network: Any = source.unet
+    there = x.to(network.device), t.to(network.device)
+    return lambda: network(*there), operations(unet, x.to("meta"), t.to("meta"))
+
+
 def save(unet: Any, source: Source, folder: Path) -> None:
     """Write a network and the noise levels of its source, in diffusers' layout."""
     pipeline: Any = DDPMPipeline(unet.to(memory_format=torch.contiguous_format), source.scheduler)
@@ -90,6 +108,15 @@ def target(s: Job, shape: tuple[int, int, int], parameter: str = "images") -> Re
     marks = [[p.relative_to(place).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     rows, unchanged = _rows(place, s.split, s.column, parameter), [s.split, s.column, marks]
     return folder.collect(rows, size, channels, s.damaged, f"{parameter}: data set {name}", cache, unchanged)
+
+
+def targets(s: Job, shape: tuple[int, int, int], least: dict[str, int], more: str = "") -> dict[str, Read]:
+    """Read several folders as `target` does, each with the fewest pictures that will do; `more` is another remedy."""
+    reads = {key: target(s, shape, key) for key in least}
+    for key, read in reads.items():
+        if (n := len(read.names)) < least[key]:
+            raise UserError(f"{key}: {n} pictures in {getattr(s, key)}; give {least[key]} or more{more}")
+    return reads
 
 
 def _has_weights(place: Path) -> bool:

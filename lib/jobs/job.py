@@ -11,31 +11,21 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import closing, nullcontext, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from accelerate import Accelerator
-
 from lib.ground import folder
 from lib.ground.batching import enough_memory
-from lib.ground.finetune import finetune
 from lib.ground.folder import Read
-from lib.ground.nets import fingerprint, seeded
-from lib.ground.noised_classifier import NoisedClassifier, train_noised
-from lib.jobs import hub, methods, report, translation
-from lib.jobs.gate import SETTINGS, Opened, check, results
-from lib.jobs.hub import Source
-from lib.jobs.settings import Job, Settings, Translation, read_settings
-from lib.jobs.watch import Watch, best, save_weights
-from lib.papers.ant.adaptor import Adaptor
+from lib.ground.nets import fingerprint
+from lib.jobs import kinds, methods
+from lib.jobs.gate import SETTINGS, Opened, check
+from lib.jobs.settings import Job, read_settings
 from lib.record.files import (
     MARK,
     UserError,
     occupied,
-    reading,
     replacing,
     room,
     sweep,
@@ -44,11 +34,10 @@ from lib.record.files import (
     write_atomic,
 )
 
-CLASSIFIER, METRICS = "classifier.safetensors", "metrics.json"
-SOURCE_STEPS = 50  # ancestral steps of the source's samples that the classifier learns from
+METRICS = "metrics.json"
 
 
-def run(s: Settings | Translation, opened: Opened | None = None) -> dict[str, Any]:
+def run(s: Job, opened: Opened | None = None) -> dict[str, Any]:
     """Do a job, or what is left of it, and return its metrics; `opened` is what the gate found, if it was asked before.
 
     The folder ``out`` then holds ``model`` (diffusers' layout; with an adaptor the source's weights and the adaptor
@@ -84,7 +73,7 @@ def run(s: Settings | Translation, opened: Opened | None = None) -> dict[str, An
     return json.loads((s.out / METRICS).read_text(encoding="utf-8"))
 
 
-def anew(s: Settings | Translation, opened: Opened) -> dict[str, Any]:
+def anew(s: Job, opened: Opened) -> dict[str, Any]:
     """Do a job from its beginning, and put its folder in the place of an earlier one's."""
     opened = opened._replace(reads={name: read._replace(kept=None) for name, read in opened.reads.items()})
     with replacing(s.out) as draft:
@@ -139,97 +128,33 @@ def _digest(found: Read) -> str:
     return hashlib.sha256(found.images.numpy().tobytes()).hexdigest()[:16]
 
 
-def _finished(s: Settings | Translation, opened: Opened) -> dict[str, Any] | None:
+def _finished(s: Job, opened: Opened) -> dict[str, Any] | None:
     """Return the metrics of a job that was done with just these settings, images and model."""
     try:
         metrics = json.loads((s.out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    same = metrics["settings"] == s.model_dump(mode="json") and metrics.get("inputs") == _inputs(opened)
-    return metrics if same and (s.out / results(s)[0]).is_dir() else None
+    same = metrics["settings"] == s.model_dump(mode="json") and metrics.get("inputs") == _inputs(s, opened)
+    return metrics if same and (s.out / kinds.of(s).results(s)[0]).is_dir() else None
 
 
-def _inputs(opened: Opened) -> dict[str, str]:
-    return {"source": fingerprint(opened.source.unet)} | {name: _digest(read) for name, read in opened.reads.items()}
+def _inputs(s: Job, opened: Opened) -> dict[str, str]:
+    network = kinds.of(s).network(opened.source)
+    return {"source": fingerprint(network)} | {name: _digest(read) for name, read in opened.reads.items()}
 
 
-def _work(s: Settings | Translation, opened: Opened) -> None:
+def _work(s: Job, opened: Opened) -> None:
     """Train, and in the main process write everything down."""
-    accelerator, inputs = methods.accelerator(s, opened.source.unet.device), _inputs(opened)
+    device = next(kinds.of(s).network(opened.source).parameters()).device
+    accelerator, inputs = methods.accelerator(s, device), _inputs(s, opened)
     if accelerator.num_processes != s.processes:
         raise UserError(f"processes: {s.processes} in the job, but {accelerator.num_processes} were launched")
-    if isinstance(s, Translation):
-        found = translation.work(s, opened.source, opened.reads, inputs, accelerator)
-    else:
-        found = _finetune(s, opened, inputs, accelerator)
+    found = kinds.of(s).work(s, opened.source, opened.reads, inputs, accelerator)
     if accelerator.is_main_process:
         about = {"settings": s.model_dump(mode="json"), "inputs": inputs}
         write_atomic(s.out / METRICS, json.dumps(about | found, indent=1) + "\n")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def _finetune(s: Settings, opened: Opened, inputs: dict[str, str], accelerator: Accelerator) -> dict[str, Any]:
-    """Adapt the model, and in the main process sample, measure and write; return the metrics, elsewhere nothing."""
-    source, images, reference = opened.source, opened.reads["images"], opened.reads.get("reference")
-    main, metrics = accelerator.is_main_process, {}
-    classifier = _classifier(s, source, images, main) if s.method in methods.GUIDED else None
-    unet, trained, loss = methods.student(s, source, classifier)
-    checkpoints = s.out / "checkpoints"
-    unchanged = s.fixed | {"source weights": inputs["source"], "checksum": inputs["images"]}
-    options = methods.options(s, folder=checkpoints, save_every=s.save_every, parameters=unchanged)
-    looks: dict[str, Any] = {"grid_every": s.grid_every, "score_every": s.score_every}
-    if main and s.grid_every:
-        looks["grid"] = partial(methods.sample, s, source, unet, methods.noise(s, source, s.shown))
-    if main and s.score_every and reference:
-        looks["score"] = report.scorer(s, source, unet, reference.images)
-    watch = Watch(trained, checkpoints, s.out / "logs", s.steps, **looks) if main else None
-    with closing(watch) if watch else nullcontext():
-        history = finetune(trained, source.schedule, images.images, loss, s.steps, options, watch, accelerator)
-    if main:
-        if s.ema:
-            trained.load_state_dict(history.ema["student"])
-        unet.eval()
-        save = partial(_save, s, unet, trained, source)
-        save("model")
-        losses = {name: sum(values[-50:]) / len(values[-50:]) for name, values in history.values.items()}
-        metrics = {
-            "images": {"n": len(images.names), "notes": images.notes()},
-            "training": {"steps": s.steps, "seconds": round(history.seconds, 1), "losses": losses},
-            **report.write(s, source, unet, images.images, reference.images if reference else None),
-        }
-        if s.score_every:
-            weights, step, kid = best(checkpoints)
-            trained.load_state_dict(weights)
-            save("best")
-            metrics["best"] = {"step": step, "kid": kid, "samples": s.score_samples}
-    return metrics
-
-
-def _classifier(s: Settings, source: Source, found: Read, main: bool) -> NoisedClassifier:
-    """Return the classifier of source and target, kept in `out`; every process trains it alike if it is not there."""
-    classifier, path = seeded(s.seed, lambda: NoisedClassifier(source.unet)), s.out / CLASSIFIER
-    if path.is_file():
-        with reading(path, "delete it"):
-            classifier.load_state_dict(safetensors.torch.load_file(path))
-        return classifier.requires_grad_(False).eval()
-    ancestral = s.model_copy(update={"sampler": "ancestral", "sampling_steps": SOURCE_STEPS})
-    of_source = methods.sample(ancestral, source, source.unet, methods.noise(s, source, s.classifier_images))
-    options = {name: getattr(s, f"classifier_{name}") for name in ("steps", "batch", "lr")}
-    train_noised(classifier, source.schedule, of_source, found.images, seed=s.seed, **options)
-    if main:
-        save_weights(path, classifier)
-    return classifier
-
-
-def _save(s: Settings, unet: Any, trained: Any, source: Source, name: str) -> None:
-    """Put the model in place, complete."""
-    with replacing(s.out / name) as draft:
-        hub.save(unet, source, draft)
-        if isinstance(trained, Adaptor):
-            trained.save(unet, draft / hub.ADAPTOR)
-            about = {"source": s.source, "method": s.method, "load": "lib.jobs.hub.source(FOLDER)"}
-            write_atomic(draft / "adaptor.json", json.dumps(about, indent=1) + "\n")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,9 +1,13 @@
-"""What a job of RDMD does: translators of one network call from two folders of pictures, one for each lambda."""
+"""What a job of RDMD does: translators of one network call from two folders of pictures, one for each lambda.
+
+A kind of `lib.jobs.kinds`.
+"""
 
 import json
 import tempfile
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -21,10 +25,18 @@ from lib.ground import diffusion
 from lib.ground.diffusion import Schedule
 from lib.ground.finetune import Options
 from lib.ground.folder import Read
-from lib.ground.nets import eps_model, fingerprint, noise_from_velocity, seeded, small_unet
+from lib.ground.nets import (
+    eps_model,
+    fingerprint,
+    noise_from_velocity,
+    parameter_count,
+    seeded,
+    small_unet,
+)
 from lib.ground.train import History
 from lib.jobs import hub, methods, report
 from lib.jobs.hub import Source
+from lib.jobs.load import Load
 from lib.jobs.settings import Translation
 from lib.jobs.watch import Watch
 from lib.measures import distances, neutral, perceptual
@@ -36,6 +48,7 @@ from lib.worlds import sources
 from lib.worlds.sources import Training
 
 SHEET, ABOUT = "translations.safetensors", "translator.json"
+FEWEST = 100  # pictures that a model can be trained on from nothing
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> Translator:
@@ -49,6 +62,78 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Translator:
 def denoise(unet: Any, schedule: Schedule) -> Denoiser:
     """Return a U-Net as D(x, sigma)."""
     return diffusion.denoiser(eps_model(unet), schedule)
+
+
+def begin(s: Translation, device: torch.device) -> Source:
+    """Open the target's model, or make the one that will be trained."""
+    if not s.target_model:
+        return untrained(s, device)
+    source, name = hub.source(s.target_model, device, "target_model"), s.target_model
+    if source.adaptor:
+        raise UserError(f"target_model: {name} holds an adaptor; give a model that was trained whole")
+    if s.size and source.shape[1:] != (s.size, s.size):
+        what = f"{s.size} given, but {name} has pictures of {' x '.join(map(str, source.shape[1:]))}"
+        raise UserError(f"size: {what}; leave it out")
+    return source
+
+
+def open_inputs(s: Translation, source: Source) -> tuple[dict[str, Read], dict[str, str]]:
+    """Open both folders at the model's size."""
+    least = {"source_images": 2, "target_images": 2 if s.target_model else FEWEST}
+    reads = hub.targets(s, source.shape, least, "" if s.target_model else ", or name a target_model")
+    found = {key: f"{getattr(s, key)}: {len(read.names)}" for key, read in reads.items()}
+    return reads, found | {"target_model": hub.described(s.target_model or "to be trained on target_images", source)}
+
+
+def network(source: Source) -> Any:
+    """Return the target's network."""
+    return source.unet
+
+
+def results(s: Translation) -> list[str]:
+    """Return the folders of the results."""
+    return [f"{kind}/{lambda_:g}" for lambda_ in s.lambdas for kind in ("translators", "translated")]
+
+
+def passes(s: Translation) -> tuple[float, float, int]:
+    """Return passes as in `lib.jobs.finetuning.passes`: of the generator, of the fake's own updates, and of fake and
+    teacher where they are compared.
+    """
+    return s.fake_updates + 3, s.fake_updates + 1, 0
+
+
+def count(s: Translation, source: Source) -> Load:
+    """Count."""
+    (forwards, backwards, _), (_, one) = passes(s), hub.one_pass(source)
+    n, whole = len(s.lambdas), parameter_count(source.unet)
+    before = 0 if s.target_model else s.model_steps * s.model_batch
+    return Load(
+        parameters=whole,
+        trained=2 * whole,  # generator and fake
+        averaged=whole,
+        images=s.steps * s.batch * n,
+        forwards=forwards,
+        backwards=backwards,
+        flops=one * (forwards + 2 * backwards),
+        drawn=one * s.translated * n,
+        models=4 * whole * n + (0 if s.target_model else 4 * 6 * whole),  # its checkpoints
+        pictures=(s.translated + 4 * s.shown) * n,
+        kept=n + 1,
+        images_before=before,
+        flops_before=before * 3 * one,
+    )
+
+
+def one_pass(s: Translation, source: Source) -> tuple[Callable[[], Any], float]:
+    """Return a pass of one image through the network."""
+    return hub.one_pass(source)
+
+
+def some_steps(s: Translation, source: Source, steps: int, clock: Callable[..., None]) -> None:
+    """Train a translator of noise."""
+    images = methods.noise(s, source, 4)[0].clamp(-1, 1)
+    options, accelerator = replace(methods.options(s), lr=1e-8), methods.accelerator(s, source.unet.device)
+    train(s, source, images, s.lambdas[0], steps, options, clock, accelerator)
 
 
 def untrained(s: Translation, device: torch.device) -> Source:

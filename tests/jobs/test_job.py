@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lib.ground import finetune, folder
 from lib.ground.nets import parameter_count, small_unet
-from lib.jobs import estimate, hub, job, methods, report, watch
+from lib.jobs import estimate, finetuning, hub, job, load, methods, report, watch
 from lib.jobs.settings import KINDS, METHODS, settings
 from lib.measures import distances as image_metrics
 from lib.record.files import ROOT, UserError
@@ -153,7 +153,7 @@ def test_methods_with_an_adaptor(given, tmp_path, method):
         assert not torch.allclose(source.unet(x, t).sample, adapted.unet(x, t).sample, atol=1e-6)
     about = json.loads((tmp_path / "model" / "adaptor.json").read_text())
     assert (about["source"], about["method"]) == (given["source"], method)
-    assert (tmp_path / job.CLASSIFIER).exists() == (method == "ANT")
+    assert (tmp_path / finetuning.CLASSIFIER).exists() == (method == "ANT")
     values = given | {"source": str(tmp_path / "model"), "out": str(tmp_path / "again"), "method": "naive"}
     with pytest.raises(UserError, match="holds an adaptor"):
         job.run(settings(**values))
@@ -240,7 +240,7 @@ def test_cost_is_that_of_closed_forms(given):
     assert cost.images_seen == 12
     assert (cost.forwards, cost.backwards) == (12 * 4, 12 * 2)
     x, t = torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
-    assert cost.flops == 12 * (4 + 2 * 2) * estimate.operations(source.unet, x, t)
+    assert cost.flops == 12 * (4 + 2 * 2) * load.operations(source.unet, x, t)
     assert cost.parameters == parameter_count(source.unet)
     assert cost.checkpoint_bytes == 3 * 4 * cost.parameters
     assert cost.hours == pytest.approx(3 * cost.seconds_per_step / 3600)
@@ -250,10 +250,10 @@ def test_cost_is_that_of_closed_forms(given):
 def test_operations_are_counted_by_hand():
     """One 3x3 convolution: 2 operations a multiplication, 9 x channels x channels x pixels of them."""
     image = torch.zeros(1, 1, 16, 16)
-    first = estimate.operations(torch.nn.Conv2d(1, 8, 3, padding=1), image)
+    first = load.operations(torch.nn.Conv2d(1, 8, 3, padding=1), image)
     assert first == 2 * 9 * 1 * 8 * 16**2
     unet = small_unet(16, (8, 32))
-    assert estimate.operations(unet, image, torch.zeros(1, dtype=torch.long)) > 2 * parameter_count(unet)
+    assert load.operations(unet, image, torch.zeros(1, dtype=torch.long)) > 2 * parameter_count(unet)
 
 
 # -------------------------------------------------------------------------------------------------- what is refused

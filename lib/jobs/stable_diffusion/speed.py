@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib.ground import diffusion
 from lib.ground.nets import seeded
-from lib.jobs import estimate
+from lib.jobs import load
 from lib.jobs.stable_diffusion.fast_unet import prepare
 from lib.papers.dds import fast, method as dds
 from lib.papers.dds.optimizers import PRESETS
@@ -77,7 +77,7 @@ def operations(geometry: str = "sd15") -> float:
     """Return the floating-point operations of one evaluation; computes nothing."""
     given = draw_inputs(geometry, 1, "cpu")
     z, t, y = (part.to("meta") for part in (given.z_hat, given.t[0], given.y))
-    return estimate.operations(random_unet(geometry, "meta"), z, t, y)
+    return load.operations(random_unet(geometry, "meta"), z, t, y)
 
 
 def draw_inputs(geometry: str, iterations: int, device: torch.device | str, seed: int = 0) -> Inputs:
