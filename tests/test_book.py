@@ -106,7 +106,7 @@ def test_a_number_that_the_record_has_and_a_run_of_another_size_lacks_is_named_a
     assert numbers[kept] == result["numbers"][kept]["text"]
 
 
-@pytest.mark.parametrize("page", ["rdmd", "ant", "sdft", "dds"])
+@pytest.mark.parametrize("page", ["rdmd", "ant", "sdft", "dds", "ladiffgan"])
 def test_answers_of_exercises_compute_what_they_say(page):
     found = doctest.testfile(str(BOOK / f"{page}.md"), module_relative=False)
     assert found.attempted > 4
