@@ -35,6 +35,7 @@ class Cost:
     how: str  # what these seconds come from
     hours: float  # of the training
     sampling_hours: float  # of the samples, by their operations
+    memory: int = 0  # bytes of a process's device, if they were counted
 
     def __str__(self) -> str:
         """Return the lines."""
@@ -44,7 +45,8 @@ class Cost:
             f"{self.backwards:,.0f} backward; {self.flops:.2e} operations\n"
             f"sampling     {self.sampling_flops:.2e} operations\n"
             f"on disk      model {4e-6 * self.parameters:,.1f} MB, checkpoint {1e-6 * self.checkpoint_bytes:,.1f} MB\n"
-            f"time         {_time(self.hours)} training, {_time(self.sampling_hours)} sampling "
+            + (f"memory       at least {1e-9 * self.memory:.1f} GB a process\n" if self.memory else "")
+            + f"time         {_time(self.hours)} training, {_time(self.sampling_hours)} sampling "
             f"({self.seconds_per_step:.3g} s a step, {self.how} here on one process)"
         )
 
@@ -58,7 +60,7 @@ def estimate(s: Job, start: Any = None) -> Cost:
     """
     kind = kinds.of(s)
     start = start or kind.begin(s, torch.device("cuda" if torch.cuda.is_available() and s.device != "cpu" else "cpu"))
-    load, device = kind.count(s, start), next(kind.network(start).parameters()).device
+    load, (_, device) = kind.count(s, start), kind.identity(start)
     one, operations = kind.one_pass(s, start)
     with torch.no_grad():
         seconds = Timer("one()", globals={"one": one}, num_threads=torch.get_num_threads()).timeit(1).median
@@ -87,6 +89,7 @@ def estimate(s: Job, start: Any = None) -> Cost:
         how=how,
         hours=load.images / s.batch * each / 3600 + load.flops_before * alone,
         sampling_hours=load.drawn * alone,  # by the main process
+        memory=load.memory,
     )
 
 

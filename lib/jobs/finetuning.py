@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from lib.ground.finetune import finetune
 from lib.ground.folder import Read
-from lib.ground.nets import parameter_count, seeded
+from lib.ground.nets import fingerprint, parameter_count, seeded
 from lib.ground.noised_classifier import NoisedClassifier, train_noised
 from lib.jobs import hub, methods, report
 from lib.jobs.hub import Source
@@ -51,9 +51,9 @@ def open_inputs(s: Settings, source: Source) -> tuple[dict[str, Read], dict[str,
     return reads, found | {"reference": f"{s.reference}: {n['reference']}{few}" if s.reference else "none"}
 
 
-def network(source: Source) -> Any:
-    """Return the source's network."""
-    return source.unet
+def identity(source: Source) -> tuple[str, torch.device]:
+    """Return a digest of the source's network, and its device."""
+    return fingerprint(source.unet), source.unet.device
 
 
 def results(s: Settings) -> list[str]:

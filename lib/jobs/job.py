@@ -18,7 +18,6 @@ from typing import Any
 from lib.ground import folder
 from lib.ground.batching import enough_memory
 from lib.ground.folder import Read
-from lib.ground.nets import fingerprint
 from lib.jobs import kinds, methods
 from lib.jobs.gate import SETTINGS, Opened, check
 from lib.jobs.settings import Job, read_settings
@@ -139,13 +138,13 @@ def _finished(s: Job, opened: Opened) -> dict[str, Any] | None:
 
 
 def _inputs(s: Job, opened: Opened) -> dict[str, str]:
-    network = kinds.of(s).network(opened.source)
-    return {"source": fingerprint(network)} | {name: _digest(read) for name, read in opened.reads.items()}
+    source, _ = kinds.of(s).identity(opened.source)
+    return {"source": source} | {name: _digest(read) for name, read in opened.reads.items()}
 
 
 def _work(s: Job, opened: Opened) -> None:
     """Train, and in the main process write everything down."""
-    device = next(kinds.of(s).network(opened.source).parameters()).device
+    _, device = kinds.of(s).identity(opened.source)
     accelerator, inputs = methods.accelerator(s, device), _inputs(s, opened)
     if accelerator.num_processes != s.processes:
         raise UserError(f"processes: {s.processes} in the job, but {accelerator.num_processes} were launched")

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 
 from lib.ground.folder import Read
-from lib.jobs import finetuning, translation
+from lib.jobs import finetuning, gan, translation
 from lib.jobs.load import Load
-from lib.jobs.settings import Job, Settings, Translation
+from lib.jobs.settings import Job, Settings, Translation, TwoPlayer
 
 
 class Kind(Protocol):
@@ -21,8 +21,8 @@ class Kind(Protocol):
     def open_inputs(self, s: Any, start: Any) -> tuple[dict[str, Read], dict[str, str]]:
         """Open what a job reads beside it, and say of each setting what was found."""
 
-    def network(self, start: Any) -> torch.nn.Module:
-        """Return the network that tells whether a job begins with the same, and on which device."""
+    def identity(self, start: Any) -> tuple[str, torch.device]:
+        """Return what tells whether a job begins with the same, and the device it is on."""
 
     def work(
         self, s: Any, start: Any, reads: dict[str, Read], inputs: dict[str, str], a: Accelerator
@@ -42,7 +42,7 @@ class Kind(Protocol):
         """Run a few steps on noise; what they train is thrown away."""
 
 
-KINDS: dict[type[Job], Any] = {Settings: finetuning, Translation: translation}
+KINDS: dict[type[Job], Any] = {Settings: finetuning, Translation: translation, TwoPlayer: gan}
 
 
 def of(s: Job) -> Kind:

@@ -23,6 +23,7 @@ class Load(NamedTuple):
     kept: int  # checkpoints that are there at once
     images_before: int = 0  # seen by models that are trained first
     flops_before: float = 0.0  # operations of their training
+    memory: int = 0  # bytes that a process's share of a step needs on its device; 0: not counted
 
 
 @torch.no_grad()

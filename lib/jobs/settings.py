@@ -188,11 +188,60 @@ class Translation(Job):
         return lambdas
 
 
-KINDS: dict[str, Any] = dict.fromkeys(METHODS, Settings) | {"RDMD": Translation}
+class TwoPlayer(Job):
+    """Settings of a job that makes two translators, there and back, from two folders of pictures, with a GAN.
+
+    Defaults are U-GAT-IT's, for pictures of 256 x 256; those of LaDiffGAN's latent models and of its losses are ours.
+    """
+
+    FREE = (*(name for name in Job.FREE if name != "steps"), "translated")  # the rate falls to 0 at the last step
+
+    method: Literal["U-GAT-IT", "UNIT", "LaDiffGAN"]
+    source_images: str  # folder, data set on disk, or id of a data set
+    target_images: str
+    size: int = Field(256, ge=32, multiple_of=8)  # side of the pictures
+    width: PositiveInt = 64  # channels of the networks' first layers
+    blocks: PositiveInt = 4  # residual ones, twice
+    light: bool = False  # of U-GAT-IT: 10.6 M parameters a generator instead of 279 M, at 256
+    noised: bool = False  # Diffusion-GAN's noise on all that discriminators see
+    kimg: PositiveFloat = 100.0  # of that: thousand pictures from the least to the most noise
+    steps: PositiveInt = 1_000_000
+    batch: PositiveInt = 1
+    lr: PositiveFloat = 1e-4
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.5, 0.999)
+    weight_decay: NonNegativeFloat = 1e-4
+    base: Literal["U-GAT-IT", "UNIT"] = "U-GAT-IT"  # of LaDiffGAN, as the rest
+    lambda_ldg: NonNegativeFloat = 1.0  # weight of the latent diffusion GAN loss
+    lambda_hcd: NonNegativeFloat = 1.0  # of the heterogeneous conditional denoising loss
+    reading: Literal["source", "self", "cross"] = "source"  # of that one
+    condition: Literal["grey", "small"] = "grey"
+    perceptual: Literal["neutral", "VGG-19"] = "neutral"  # features of the autoencoders' loss; VGG-19's are downloaded
+    ae_width: PositiveInt = 32  # of the autoencoders, a multiple of 8
+    ae_steps: PositiveInt = 20_000
+    ae_batch: PositiveInt = 8
+    ldm_width: PositiveInt = 64  # of the latent diffusion models, a multiple of 32
+    ldm_steps: PositiveInt = 50_000
+    ldm_batch: PositiveInt = 32
+    translated: PositiveInt = 1000  # pictures of each domain that are translated in the end, the first of them
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.warmup:
+            raise ValueError("warmup: two players train at a rate that is constant and then falls to 0; leave it out")
+        for name, unit in (("ae_width", 8), ("ldm_width", 32)):
+            if getattr(self, name) % unit:
+                raise ValueError(f"{name}: {getattr(self, name)} given; a multiple of {unit} is needed")
+        if self.perceptual == "VGG-19" and self.size < 128:
+            raise ValueError(f"perceptual: VGG-19 needs pictures of 128 pixels or more, these have {self.size}")
+        return self
+
+
+TRANSLATING = ("U-GAT-IT", "UNIT", "LaDiffGAN")
+KINDS: dict[str, Any] = dict.fromkeys(METHODS, Settings) | {"RDMD": Translation} | dict.fromkeys(TRANSLATING, TwoPlayer)
 
 
 def settings(method: str = "SDFT", **values: Any) -> Any:
-    """Return checked `Settings` or, for the method RDMD, a `Translation`.
+    """Return checked `Settings`, for RDMD a `Translation`, for GANs a `TwoPlayer`.
 
     Raises
     ------

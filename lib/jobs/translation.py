@@ -19,7 +19,7 @@ from diffusers import DDPMScheduler
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.ground import diffusion
 from lib.ground.diffusion import Schedule
@@ -37,7 +37,7 @@ from lib.ground.train import History
 from lib.jobs import hub, methods, report
 from lib.jobs.hub import Source
 from lib.jobs.load import Load
-from lib.jobs.settings import Translation
+from lib.jobs.settings import Job, Translation
 from lib.jobs.watch import Watch
 from lib.measures import distances, neutral, perceptual
 from lib.papers.rdmd import images as rdmd
@@ -85,9 +85,9 @@ def open_inputs(s: Translation, source: Source) -> tuple[dict[str, Read], dict[s
     return reads, found | {"target_model": hub.described(s.target_model or "to be trained on target_images", source)}
 
 
-def network(source: Source) -> Any:
-    """Return the target's network."""
-    return source.unet
+def identity(source: Source) -> tuple[str, torch.device]:
+    """Return a digest of the target's network, and its device."""
+    return fingerprint(source.unet), source.unet.device
 
 
 def results(s: Translation) -> list[str]:
@@ -190,7 +190,7 @@ def work(
         target = trained(s, real, checksums["target_images"], target.unet.device)
     target.unet.requires_grad_(False).eval()
     unchanged = s.fixed | {"target model": fingerprint(target.unet), "checksum": checksums["source_images"]}
-    translated: dict[float, Tensor] = {}
+    translated: dict[str, Tensor] = {}
     rows = []
     for lambda_ in s.lambdas:
         place = s.out / "checkpoints" / f"{lambda_:g}"
@@ -201,18 +201,19 @@ def work(
         if accelerator.is_main_process:
             if s.ema:
                 translator.net.load_state_dict(history.ema["G"])
-            translated[lambda_] = translate(translator, x[: s.translated])
+            y = translated[f"{lambda_:g}"] = translate(translator, x[: s.translated])
             _save(s, translator, target, lambda_)
-            report.write_images(s.out / "translated" / f"{lambda_:g}", translated[lambda_])
+            report.write_images(s.out / "translated" / f"{lambda_:g}", y)
             losses = {name: fmean(values[-50:]) for name, values in history.values.items()}
             rows.append({"seconds": round(history.seconds, 1), "losses": losses})
     if not accelerator.is_main_process:
         return {}
-    shown = {"input": x} | {f"{lambda_:g}": y for lambda_, y in translated.items()}
-    write_atomic(s.out / SHEET, save({name: y[: s.shown].contiguous() for name, y in shown.items()}))
+    rows_shown = {"input": x} | translated
+    write_atomic(s.out / SHEET, save({name: y[: s.shown].contiguous() for name, y in rows_shown.items()}))
     write_atomic(s.out / "translations.png", figures.render(partial(sheet, s.out / SHEET), "light", "png"))
     found = measured(s, x[: s.translated], real, translated, target.unet.device)
-    found["translators"] = [m | row for m, row in zip(found["translators"], rows, strict=True)]
+    measures = zip(s.lambdas, found["translators"], rows, strict=True)
+    found["translators"] = [{"lambda": lambda_, **m, **row} for lambda_, m, row in measures]
     return {"images": {name: len(read.names) for name, read in reads.items()}, **found}
 
 
@@ -236,16 +237,14 @@ class _Look:
 
 
 @torch.no_grad()
-def translate(translator: Translator, x: Tensor) -> Tensor:
+def translate(translator: nn.Module, x: Tensor) -> Tensor:
     """Return the translations of pictures (n, c, h, w), clamped, on the CPU, batch by batch."""
     device = next(translator.parameters()).device
     return torch.cat([translator(part.to(device)).clamp(-1, 1).cpu() for part in x.split(methods.BATCH)])
 
 
-def measured(
-    s: Translation, x: Tensor, real: Tensor, translated: dict[float, Tensor], device: torch.device
-) -> dict[str, Any]:
-    """Return how near translations are to their inputs x, and as a set to real pictures of the target.
+def measured(s: Job, x: Tensor, real: Tensor, translated: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
+    """Return how near translations, by name, are to their inputs x, and as a set to real pictures of the target.
 
     FID and KID are None where their weights cannot be had, and ``missing`` says why.
     """
@@ -255,9 +254,9 @@ def measured(
         return distances.kernel_distance(neutral.features(_coloured(images.to(device))), of_real, seed=s.seed)
 
     rows: list[dict[str, Any]] = []
-    for lambda_, y in translated.items():
+    for name, y in translated.items():
         apart = (y - x).square().mean((1, 2, 3)).sqrt().mean().item()
-        row = {"lambda": lambda_, "distance": apart, "psnr": distances.psnr(y, x).mean().item(), "kernel": far(y)}
+        row = {"name": name, "distance": apart, "psnr": distances.psnr(y, x).mean().item(), "kernel": far(y)}
         rows.append(row | {"fid": None, "kid": None})
     found: dict[str, Any] = {"missing": {}, "kernel_of_inputs": far(x), "translators": rows}
     try:
@@ -266,7 +265,7 @@ def measured(
             report.write_images(Path(place), real)
             reference = distances.folder_features(place, network, device)
         for row in rows:
-            drawn = distances.folder_features(s.out / "translated" / f"{row['lambda']:g}", network, device)
+            drawn = distances.folder_features(s.out / "translated" / str(row["name"]), network, device)
             of_both = distances.distances_of(drawn, reference, s.seed)
             row |= {"fid": of_both.fid, "kid": of_both.kid}
     except UserError as error:

@@ -97,10 +97,10 @@ def test_fid_and_kid_are_there_with_their_weights(given, tmp_path, monkeypatch):
     monkeypatch.setattr(distances, "inception", lambda device: None)
     monkeypatch.setattr(distances, "folder_features", lambda place, *more: features(Path(place), *more))
     x = torch.rand(4, 3, 16, 16)
-    found = translation.measured(made(given, tmp_path), x, x, {0.2: x / 2, 3.0: x / 3}, torch.device("cpu"))
+    found = translation.measured(made(given, tmp_path), x, x, {"0.2": x / 2, "3": x / 3}, torch.device("cpu"))
     assert sorted(asked) == ["0.2", "3", "real"]  # the real ones once
     for row in found["translators"]:
-        right = distances.distances_of(of_folder[f"{row['lambda']:g}"], of_folder["real"])
+        right = distances.distances_of(of_folder[row["name"]], of_folder["real"])
         assert (row["fid"], row["kid"]) == (right.fid, right.kid)
     assert found["missing"] == {}
 

@@ -1,7 +1,7 @@
 """Training of unpaired translators that play against discriminators: U-GAT-IT, UNIT, and either with more losses.
 
 One function trains any of them, both directions at once, through the one loop: so a run that is killed and started
-again ends with the same weights, bit for bit.
+again ends with the same weights, bit for bit on a CPU. On a GPU the gradient of reflected borders has no fixed order.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ class Game(Protocol):
     def adversarial(self, y: Pair, see: See) -> Tensor: ...  # noqa: D102
     def discriminators_loss(self, x: Pair, y: Pair, see: See) -> tuple[Tensor, Tensor]: ...  # noqa: D102
     def settle(self) -> None: ...  # noqa: D102
-    def translate(self, x: Tensor, domain: str = "d") -> Tensor: ...  # noqa: D102
+    def translator(self, domain: str = "d") -> nn.Module: ...  # noqa: D102
 
 
 class Supervision(Protocol):

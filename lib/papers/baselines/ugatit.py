@@ -155,6 +155,18 @@ class Discriminator(nn.Module):
         return [self.last(a), logits]
 
 
+class Translator(nn.Module):
+    """A generator without its attention's logits."""
+
+    def __init__(self, G: nn.Module) -> None:
+        super().__init__()
+        self.G = G
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the translation."""
+        return self.G(x)[0]
+
+
 class UGATIT(nn.Module):
     """The game: both generators against the discriminators of both domains; LaDiffGAN's supplement has it as S4 to S7.
 
@@ -199,6 +211,6 @@ class UGATIT(nn.Module):
         for one in self.G.values():
             one.settle()
 
-    def translate(self, x: Tensor, domain: str = "d") -> Tensor:
-        """Return pictures of the other domain translated into `domain`, in one call."""
-        return self.G[domain](x)[0]
+    def translator(self, domain: str = "d") -> nn.Module:
+        """Return the network that translates pictures of the other domain into `domain`, in one call."""
+        return Translator(self.G[domain])

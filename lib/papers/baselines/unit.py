@@ -106,6 +106,6 @@ class UNIT(nn.Module):
     def settle(self) -> None:
         """Do nothing: there is nothing to bring back after a step."""
 
-    def translate(self, x: Tensor, domain: str = "d") -> Tensor:
-        """Return pictures of the other domain translated into `domain`, without noise."""
-        return self.G[domain].decode(self.G[OTHER[domain]].encode(x))
+    def translator(self, domain: str = "d") -> nn.Module:
+        """Return the network that translates pictures of the other domain into `domain`, without noise."""
+        return nn.Sequential(self.G[OTHER[domain]].encode, self.G[domain].decode)

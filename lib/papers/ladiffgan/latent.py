@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from lib.ground.diffusion import Schedule
 from lib.ground.finetune import Options, finetune
 from lib.ground.train import History
+from lib.measures import neutral
 from lib.measures.weights import fetched
 from lib.papers.ladiffgan import method
 
 Layers = Callable[[Tensor], Sequence[Tensor]]  # pictures (n, 3, h, w) in [-1, 1] to maps of a network's layers
 SCALES = (1.0, 0.5, 0.25, 0.125)  # of the pictures whose features are compared
 VGG = ("vgg19-dcbb9e9d.pth", (1, 6, 11, 20, 29))  # torchvision's weights; relu1_1, 2_1, 3_1, 4_1, 5_1
+ENDS = (0, 2, 4)  # blocks of the neutral judge whose outputs stand for them
 DROPPED = 0.1  # share of the conditions that the denoiser is trained without
 
 
@@ -62,6 +64,18 @@ def vgg19(device: torch.device) -> Layers:
         return maps
 
     return layers
+
+
+def neutral_layers(images: Tensor) -> list[Tensor]:
+    """Return early layers of the neutral judge, of enlarged pictures: they stand for VGG-19's without its weights."""
+    net = neutral.network(images.device)
+    a = F.interpolate(images, scale_factor=2, mode="bilinear")
+    a, maps = net._swish(net._bn0(net._conv_stem(a))), []
+    for i, block in enumerate(net._blocks[: ENDS[-1] + 1]):
+        a = block(a)
+        if i in ENDS:
+            maps.append(a)
+    return maps
 
 
 def perceptual(layers: Layers, x: Tensor, y: Tensor) -> Tensor:

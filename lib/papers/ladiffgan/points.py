@@ -191,7 +191,7 @@ def plane(seed: int, p: Any) -> dict[str, Any]:
     for arm in ARMS:
         game, supervision = trained(p, seed, arm, domains)
         with torch.no_grad():
-            outputs[arm] = game.translate(x)
+            outputs[arm] = game.translator()(x)
         found[f"{arm} size"] = parameter_count(game.G)
         if arm == "LaDiffGAN":
             found |= fields(game, supervision, seed) | {"thrown away": parameter_count(supervision.D)}

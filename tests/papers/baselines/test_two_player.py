@@ -269,6 +269,6 @@ def test_a_run_of_other_weights_does_not_resume(images, tmp_path):
 def test_unit_translates_by_the_other_domains_decoder(images):
     one = game("UNIT").eval()
     x = images["s"]
-    assert torch.equal(one.translate(x), one.G["d"].decode(one.G["s"].encode(x)))
-    assert torch.equal(one.translate(x, "s"), one.G["s"].decode(one.G["d"].encode(x)))
+    assert torch.equal(one.translator()(x), one.G["d"].decode(one.G["s"].encode(x)))
+    assert torch.equal(one.translator("s")(x), one.G["s"].decode(one.G["d"].encode(x)))
     assert [part.shape[-1] for part in one.D["d"](x)] == [4, 2]
