@@ -113,11 +113,10 @@ def draw_outputs(seed=0):
     """Translations of every arm, coloured by the mode that they come from, on the target's points."""
     figure, axes = plt.subplots(2, 3, figsize=(7.5, 5.2), sharex=True, sharey=True)
     x, real = found["source points"][seed], found["target points"][seed]
-    of_mode = plane.nearest("s", torch.tensor(x)).numpy()
     shown = {"the source": x} | {arm: found[f"{arm} points"][seed] for arm in plane.ARMS}
     for axis, (name, y) in zip(axes.flat, shown.items(), strict=True):
         axis.plot(*real.T, ".", ms=3, color=figures.ink(), alpha=0.15)
-        axis.scatter(*y.T, s=4, c=of_mode, cmap="hsv", vmax=8)
+        axis.scatter(*y.T, s=4, c=plane.nearest("s", torch.tensor(x)), cmap="hsv", vmax=8)
         axis.set(title=name, aspect="equal", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), xticks=[], yticks=[])
     return figure
 

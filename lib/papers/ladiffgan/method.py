@@ -1,6 +1,6 @@
 """LaDiffGAN's two losses (Liu et al., CVPR Workshops 2024, DOI 10.1109/CVPRW63382.2024.00118), on any unpaired GAN.
 
-**A reconstruction.** We know the paper's abstract and supplement, not its main text: that there are a latent diffusion
+A reconstruction: we know the paper's abstract and supplement, not its main text: that there are a latent diffusion
 GAN loss and a heterogeneous conditional denoising loss, in the latent spaces of two domains with a pretrained diffusion
 model each, is theirs; how they read as formulas, their weights and the condition are ours. Every choice is an argument.
 
