@@ -49,7 +49,7 @@ class Supervision(Protocol):
 
 def least_squares(logits: Tensor, goal: float) -> Tensor:
     """Return the least-squares GAN loss (Mao et al. 2017): the mean squared distance to `goal`, 1 real and 0 fake."""
-    return (logits - goal).square().mean()
+    return (logits.to(torch.promote_types(logits.dtype, torch.float32)) - goal).square().mean()
 
 
 def summed(losses: Iterable[Tensor]) -> Tensor:
