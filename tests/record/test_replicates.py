@@ -204,3 +204,19 @@ def test_a_world_of_its_own_is_opened_for_each_seed_that_is_missing(module, tmp_
     found, _ = replicates.collect(measure, [1, 2], P, [tmp_path], own=own)
     assert opened == [1, 2]
     assert found["a"].tolist() == [31, 32]
+
+
+def test_pictures_are_kept_as_bytes_and_are_the_same_computed_and_found(tmp_path):
+    def measure(seed, p):
+        rng = np.random.default_rng(seed)
+        pictures = rng.uniform(-1.2, 1.2, (2, 3, 8, 8)).astype(np.float32)
+        return {"drawn images": pictures, "mean images": pictures.mean((2, 3)), "all": pictures}
+
+    first, _ = replicates.collect(measure, [1], P, [tmp_path])
+    again, _ = replicates.collect(measure, [1], P, [tmp_path])
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    whole = first["all"]
+    assert np.abs(first["drawn images"] - whole.clip(-1, 1)).max() <= 0.5 / 127.5 + 1e-6
+    assert np.array_equal(first["mean images"], whole.mean((3, 4)))  # no pictures
+    with np.load(tmp_path / "1.npz") as file:
+        assert (file["drawn images"].dtype, file["all"].dtype) == (np.uint8, np.float32)
