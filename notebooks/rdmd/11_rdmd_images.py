@@ -34,7 +34,7 @@
 # known to us, so $\lambda$ is ours: both terms are means over the numbers in a picture. The fake has a larger learning
 # rate than the generator; if it lags behind, the colours of all outputs swing together.
 #
-# All methods share two models, of Noto and of Twemoji, trained on different emoji, and translate the same 123 held-out
+# All methods share two models, of Noto and of Twemoji, trained on different emoji, and translate the same held-out
 # drawings. Each is swept over the knob that trades quality for fidelity: $\lambda$, a start time, or how far down the
 # input guides. CycleDiffusion has more noise than its authors' and no last pass, which was better in the pilot. *Cost*
 # is the root mean square distance to the input. *Quality* is the Frechet distance to Twemoji drawings that no model has
@@ -61,7 +61,7 @@ lr: PositiveFloat = 3e-5  # learning rate of the generator
 fake_lr: PositiveFloat = 3e-4  # of the fake
 fake_updates: PositiveInt = 1  # of the fake before each of the generator
 ema: PositiveFloat = 0.99  # decay of the generator's averaged weights, which translate
-inputs: PositiveInt = 123  # held-out drawings
+inputs: PositiveInt = 48  # held-out drawings
 sampling_steps: PositiveInt = 40  # of the other methods' whole trajectory
 starts: list[PositiveFloat] = [0.1, 0.2, 0.3, 0.4, 0.5]  # of SDEdit and EGSDE, shares of T
 ranges: list[NonNegativeFloat] = [0.0, 0.2, 0.4]  # down to which ILVR is guided

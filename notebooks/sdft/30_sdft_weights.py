@@ -43,7 +43,7 @@ device: str = "auto"  # auto, cpu, cuda
 out: str = ""  # output folder; empty: runs/PROFILE
 source_steps: PositiveInt = 1600  # training steps of a source
 gammas: list[NonNegativeFloat] = [0, 1, 3, 10, 50, 100]  # exponents of the curves
-seeds: PositiveInt = 2  # sources
+seeds: PositiveInt = 1  # sources
 images: PositiveInt = 32  # noises a draw
 every: Literal[10, 20, 25, 50, 100] = 50  # distance of the timesteps at which the denoiser is tried
 

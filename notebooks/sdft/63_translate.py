@@ -70,10 +70,10 @@ gamma_aux: NonNegativeFloat = 50.0
 checkpoints: list[PositiveInt] = [8, 40, 180]
 batch: PositiveInt = 16
 lr: PositiveFloat = 3e-5
-inputs: PositiveInt = 40  # pictures translated
+inputs: PositiveInt = 24  # pictures translated
 steps: PositiveInt = 24  # of a whole trajectory; the paper has 40
 eta: NonNegativeFloat = 1.0  # 1: ancestral steps, as the three methods have them; 0: as SDFT's code
-starts: list[Share] = [0.0834, 0.1667, 0.25, 0.375]  # start times as shares of T; the paper's two are always among them
+starts: list[Share] = [0.0834, 0.25]  # start times as shares of T; the paper's two are always among them
 left: PositiveInt = 4  # side of what the low-pass leaves
 lambda_i: NonNegativeFloat = 0.5  # EGSDE's weight of the low frequencies; the authors have 2 with 1,000 steps
 classifier_steps: PositiveInt = 200  # training steps of EGSDE's classifier
@@ -82,7 +82,7 @@ classifier_lr: PositiveFloat = 1e-3
 told_at: Share = 0.25  # where that classifier is judged
 iterations: PositiveInt = 2  # of the implicit equation of each step backwards in DDIB
 cycle_start: Share = 0.85  # start of CycleDiffusion
-pairs: PositiveInt = 48  # pairs from one noise
+pairs: PositiveInt = 32  # pairs from one noise
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
 import matplotlib.pyplot as plt
