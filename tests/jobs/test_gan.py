@@ -162,7 +162,8 @@ def test_a_collapse_is_named_as_soon_as_it_is_measured(given, tmp_path, monkeypa
     job.run(made(given, tmp_path, "U-GAT-IT", grid_every=2))
     said = [line for line in capsys.readouterr().out.splitlines() if ": a collapse" in line]
     assert [line.split(":")[0] for line in said] == ["step 2", "step 2", "step 4", "step 4"]
-    assert "into the target" in said[0]
+    assert "into the source" in said[0]
+    assert "into the target" in said[1]
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
