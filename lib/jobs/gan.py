@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.ground.diffusion import linear
 from lib.ground.folder import Read
-from lib.ground.nets import parameter_count, seeded
+from lib.ground.nets import fingerprint, parameter_count, seeded
 from lib.ground.train import History
 from lib.jobs import hub, methods, report
 from lib.jobs.load import Load, operations
@@ -80,9 +81,9 @@ def begin(s: TwoPlayer, device: torch.device) -> Start:
 
 def open_inputs(s: TwoPlayer, start: Start) -> tuple[dict[str, Read], dict[str, str]]:
     """Open both folders at the size of the settings."""
+    reads = hub.targets(s, (3, s.size, s.size), dict.fromkeys(("source_images", "target_images"), 2))
     if s.perceptual == "VGG-19" and s.method == "LaDiffGAN":
         latent.vgg19(torch.device("cpu"))
-    reads = hub.targets(s, (3, s.size, s.size), dict.fromkeys(("source_images", "target_images"), 2))
     found = {key: f"{getattr(s, key)}: {len(read.names)}" for key, read in reads.items()}
     sizes = ", ".join(f"{parameter_count(part) / 2e6:.2f} M a {name}" for name, part in _players(start.game).items())
     return reads, found | {"networks": f"{s.method} at {s.size} x {s.size}: {sizes}"}
@@ -111,8 +112,8 @@ def supervision(s: TwoPlayer, domains: dict[str, Any]) -> Supervision:
 
 def recipe(s: TwoPlayer) -> Recipe:
     """Return how the latent models of LaDiffGAN are trained."""
-    names = ("size", "condition", "ae_width", "ae_steps", "ae_batch", "ldm_width", "ldm_steps", "ldm_batch", "seed")
-    return Recipe(**{name: getattr(s, name) for name in names})
+    names = ("size", "condition", "ae_width", "ae_steps", "ae_batch", "ldm_width", "ldm_steps", "ldm_batch")
+    return Recipe(**{name: getattr(s, name) for name in (*names, "perceptual", "flip", "seed")})
 
 
 def train(
@@ -135,15 +136,16 @@ def work(
     """
     images = {domain: reads[f"{name}_images"].images for domain, name in NAMES.items()}
     checksums = {name: inputs[f"{name}_images"] for name in NAMES.values()}
-    domains = {}
+    domains, made_by = {}, {}
     if s.method == "LaDiffGAN":
         layers = latent.vgg19(start.device) if s.perceptual == "VGG-19" else latent.neutral_layers
         for domain, name in NAMES.items():
             place = s.out / f"latents-{name}-{checksums[name][:8]}"
             models = pretrained.trained(place, recipe(s), images[domain], layers, start.device)
             domains[domain] = pretrained.supervising(*models)
+            made_by[name] = [fingerprint(model) for model in models]
     game = seeded(s.seed, lambda: build(s)).to(start.device, memory_format=torch.channels_last)
-    unchanged = s.fixed | {"checksums": checksums}
+    unchanged = s.fixed | {"checksums": checksums, "latent models": made_by}
     options = methods.options(s, folder=s.out / "checkpoints", save_every=s.save_every, parameters=unchanged)
     look = _Look(s, game, images) if accelerator.is_main_process else None
     with closing(look) if look else nullcontext():
@@ -154,6 +156,7 @@ def work(
         game.G.load_state_dict(history.ema["G"])
     game.eval()
     rows: list[dict[str, Any]] = []
+    protocols: list[str] = []
     shown: dict[str, Tensor] = {}
     metrics: dict[str, Any] = {"images": {name: len(read.names) for name, read in reads.items()}}
     for d in ("d", "s"):
@@ -163,13 +166,14 @@ def work(
         report.write_images(s.out / "translated" / name, y)
         found = measured(s, x, images[d], {name: y}, start.device)
         rows.append(found["translators"][0] | {"kernel_of_inputs": found["kernel_of_inputs"], "varies": varies(x, y)})
-        metrics |= {key: found[key] for key in ("missing", "protocol")}
+        metrics["missing"] = found["missing"]
+        protocols.append(f"into the {name}: {found['protocol']}")
         shown |= {NAMES[OTHER[d]]: x[: s.shown].contiguous(), f"to {name}": y[: s.shown].contiguous()}
     write_atomic(s.out / SHEET, save(shown))
     write_atomic(s.out / "translations.png", figures.render(partial(sheet, s.out / SHEET), "light", "png"))
     losses = {name: fmean(values[-50:]) for name, values in history.values.items()}
     training = {"steps": s.steps, "seconds": round(history.seconds, 1), "losses": losses}
-    return metrics | {"training": training, "translators": rows}
+    return metrics | {"protocol": "; ".join(protocols), "training": training, "translators": rows}
 
 
 def varies(x: Tensor, y: Tensor) -> float:
@@ -322,5 +326,5 @@ def some_steps(s: TwoPlayer, start: Start, steps: int, clock: Callable[..., None
             latents, unet = (one.requires_grad_(False).to(start.device) for one in recipe(s).untrained())
             domains[domain] = pretrained.supervising(latents, unet)
     game = seeded(s.seed, lambda: build(s)).to(start.device, memory_format=torch.channels_last)
-    options, accelerator = methods.options(s), methods.accelerator(s, start.device)
+    options, accelerator = replace(methods.options(s), lr=1e-8), methods.accelerator(s, start.device)
     train(s, game, images, domains, steps, options, clock, accelerator)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from lib.record.parameters import ParameterError, explain
 OptionalInt, OptionalCount = PositiveInt | None, NonNegativeInt | None
 OptionalFloat, OptionalStr = NonNegativeFloat | None, str | None
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Method = Literal["naive", "SDFT", "adaptor", "ANT without noise", "ANT"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -52,7 +53,7 @@ class Job(BaseModel):
     steps: PositiveInt
     batch: PositiveInt  # images a step, over all processes
     lr: PositiveFloat  # of AdamW
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     warmup: NonNegativeInt = 0  # steps of rising learning rate
     clip: NonNegativeFloat = 0.0  # largest norm of a gradient; 0: any
@@ -173,7 +174,7 @@ class Translation(Job):
     fake_lr: PositiveFloat = 3e-4
     clip: NonNegativeFloat = 1.0
     ema: NonNegativeFloat = Field(0.99, lt=1)
-    translated: PositiveInt = 1000  # source pictures that each translator is shown on, the first of them
+    translated: int = Field(1000, ge=2)  # source pictures that each translator is shown on, the first of them
 
     @property
     def side(self) -> int:
@@ -208,7 +209,7 @@ class TwoPlayer(Job):
     steps: PositiveInt = 1_000_000
     batch: PositiveInt = 1
     lr: PositiveFloat = 1e-4
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.5, 0.999)
+    betas: tuple[Beta, Beta] = (0.5, 0.999)
     weight_decay: NonNegativeFloat = 1e-4
     base: Literal["U-GAT-IT", "UNIT"] = "U-GAT-IT"  # of LaDiffGAN, as the rest
     lambda_ldg: NonNegativeFloat = 1.0  # weight of the latent diffusion GAN loss
@@ -222,7 +223,7 @@ class TwoPlayer(Job):
     ldm_width: PositiveInt = 64  # of the latent diffusion models, a multiple of 32
     ldm_steps: PositiveInt = 50_000
     ldm_batch: PositiveInt = 32
-    translated: PositiveInt = 1000  # pictures of each domain that are translated in the end, the first of them
+    translated: int = Field(1000, ge=2)  # pictures of each domain that are translated in the end, the first of them
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -29,6 +29,7 @@ SCHEMA = 1
 PROFILES = ("smoke", "cpu", "record", "gpu", "paper")
 RECORD = "record"  # the profile whose results are committed and judge the claims
 OURS = ".companion"  # what the names of marks, drafts and locks begin with
+TRAINING = ".training"  # what the names of drafts end with that hold checkpoints
 MARK, DRAFT, LOCK = f"{OURS}.json", f"{OURS}-", f"{OURS}.lock"
 SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "lost+found"}  # of nobody
 NAMED = 20  # names shown of a longer list
@@ -165,8 +166,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the unfinished drafts that killed runs left in a folder nobody else works in."""
+    """Delete the unfinished drafts that killed runs left in a folder nobody else works in; checkpoints stay."""
     for path in folder.glob(f"{DRAFT}*"):
+        if path.name.endswith(TRAINING):
+            continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """A job of a GAN from two folders to two translators: whole, resumed, refused, its cost before it, a collapse named."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lib.ground import folder
+from lib.ground import finetune, folder
 from lib.ground.checkpoint import newest
 from lib.ground.nets import parameter_count
 from lib.jobs import estimate, gan, gate, job
@@ -87,8 +88,32 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_been(given, tmp_path, monkeypatc
     assert not equal(weights(whole), weights(whole, "source"))
 
 
-def test_the_two_losses_of_a_job_move_its_translators(given, tmp_path):
-    job.run(made(given, tmp_path / "with"))
+def test_the_latent_models_go_on_from_their_checkpoints(given, tmp_path, monkeypatch):
+    loop, begun, stop = finetune.train, [], [True]
+
+    def watched(*args, **kwargs):
+        call = inspect.signature(loop).bind(*args, **kwargs)
+
+        def look(i, history):
+            begun.append(i)
+            if stop and i == 2:  # the last of the first autoencoder
+                raise KeyboardInterrupt
+
+        call.arguments["on_step"] = look
+        return loop(*call.args, **call.kwargs)
+
+    monkeypatch.setattr(finetune, "train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(made(given, tmp_path))
+    assert begun == [1, 2]
+    begun.clear(), stop.clear()
+    job.run(made(given, tmp_path))
+    assert begun[:2] == [2, 1]  # the autoencoder goes on at its end, then comes the denoiser
+
+
+@pytest.mark.parametrize("off", ["lambda_ldg", "lambda_hcd"])
+def test_each_of_the_two_losses_of_a_job_moves_its_translators(off, given, tmp_path):
+    job.run(made(given, tmp_path / "with", **{off: 0.0}))
     job.run(made(given, tmp_path / "without", "U-GAT-IT"))
     assert not equal(weights(tmp_path / "with"), weights(tmp_path / "without"))
 
@@ -102,6 +127,8 @@ def test_the_two_losses_of_a_job_move_its_translators(given, tmp_path):
         ({"ae_width": 12}, "^ae_width: 12 given; a multiple of 8"),
         ({"perceptual": "VGG-19"}, "^perceptual: VGG-19 needs pictures of 128"),
         ({"lambda_hcd": -1}, "lambda_hcd"),
+        ({"translated": 1}, "translated"),
+        ({"betas": (0.5, 1.0)}, "betas"),
         ({"lr": float("nan")}, "lr"),
         ({"reading": "other"}, "reading"),
     ],

@@ -170,13 +170,9 @@ def train_denoiser(
     unet: Any, latents: Latents, schedule: Schedule, images: Tensor, condition: Callable[[Tensor], Tensor], steps: int,
     options: Options,
 ) -> History:  # fmt: skip
-    """Train a U-Net on the latents of pictures, each with its own picture's condition, sometimes dropped.
-
-    Options.flip has no effect on latents: mirrored pictures are encoded beside the others.
-    """
-    both = torch.cat([images, images.flip(3)])
+    """Train a U-Net on the latents of pictures, each with its own picture's condition, sometimes dropped."""
     with torch.no_grad():
-        pairs = [torch.cat([latents.encode(part), condition(part)], 1) for part in both.split(64)]
+        pairs = [torch.cat([latents.encode(part), condition(part)], 1) for part in images.split(64)]
     channels = latents.mean.shape[1]
 
     def loss(x0: Tensor, t: Tensor, eps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

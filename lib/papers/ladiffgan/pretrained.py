@@ -34,6 +34,8 @@ class Recipe:
     ldm_batch: int = 32
     ldm_lr: float = 5e-4
     ema: float = 0.995  # of the diffusion model
+    perceptual: str = "neutral"  # whose features the autoencoder's loss compares
+    flip: bool = True  # mirror half of the pictures
     seed: int = 0
 
     def untrained(self) -> tuple[Latents, Any]:
@@ -51,13 +53,14 @@ def trained(
 
     def make(checkpoints: Path, draft: Path) -> None:
         (latents, unet), x = seeded(r.seed, r.untrained), pictures.to(device)
-        kept: dict[str, Any] = {"save_every": 500, "flip": True}
+        kept: dict[str, Any] = {"save_every": 500, "flip": r.flip}
         options = Options(r.ae_batch, r.ae_lr, r.seed, folder=checkpoints / "autoencoder", **kept)
         latent.train_autoencoder(latents.net.to(device), x, layers, r.ae_steps, options)
         latents.requires_grad_(False).to(device).normalise(x)
         kept |= {"warmup": 100, "clip": 1.0, "ema": r.ema, "folder": checkpoints / "denoiser", "flip": False}
         options, (condition, _) = Options(r.ldm_batch, r.ldm_lr, r.seed, **kept), latent.CONDITIONS[r.condition]
-        history = latent.train_denoiser(unet.to(device), latents, linear(), x, condition, r.ldm_steps, options)
+        both = torch.cat([x, x.flip(3)]) if r.flip else x  # latents cannot be mirrored
+        history = latent.train_denoiser(unet.to(device), latents, linear(), both, condition, r.ldm_steps, options)
         unet.load_state_dict(history.ema["student"])
         for name, one in (("latents", latents), ("denoiser", unet)):
             weights = {key: value.cpu().contiguous() for key, value in one.state_dict().items()}
